@@ -1,0 +1,55 @@
+# Everything a person runs by hand. `make setup` needs Python 3.11 and make only; every other target sets up first.
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+STAMP := $(VENV)/.stamp
+UV := $(VENV)/tools/bin/uv
+export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S ?= 0.2
+
+.PHONY: setup demo test soak lint format bench schema lock clean
+
+setup: $(STAMP)
+
+# uv lives beside the packages, not among them: a sync removes whatever the lock does not name.
+$(STAMP): requirements/base.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Stairstep needs Python 3.11: make setup PYTHON=python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(BIN)/python -m pip install -q --disable-pip-version-check --target $(VENV)/tools uv==$(UV_VERSION)
+	$(UV) pip sync -q --python $(BIN)/python requirements/base.txt
+	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/python -m jobs.demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+soak: setup
+	$(BIN)/python -m pytest -m "soak" $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	@for script in bench/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+schema: setup
+	$(BIN)/python -m jobs.schema
+
+# The vllm set is solved first and constrains the base set, so that both agree in every version.
+lock: setup
+	$(UV) pip compile pyproject.toml --extra vllm --extra dev $(LOCK) -o requirements/vllm.txt
+	grep -oE '^[A-Za-z0-9_.-]+==[^ ;\\]+' requirements/vllm.txt > $(VENV)/constraints.txt
+	$(UV) pip compile pyproject.toml --extra dev $(LOCK) -c $(VENV)/constraints.txt -o requirements/base.txt
+LOCK := -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
