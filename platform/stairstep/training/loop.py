@@ -1,0 +1,193 @@
+"""The step loop: optimizer, schedule, averaging, evaluations and checkpoints in one fixed order, for any task.
+
+It knows no Ray and no file format: a task computes, a journal keeps. Everything but the weights is a function of the step, so a run
+that goes on from a checkpoint takes the very steps that it would have taken. At a step the order is: update, log, checkpoint,
+validation, evaluation; a checkpoint therefore never holds an evaluation of its own step, and a resumed run evaluates that step again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from stairstep.settings import TrainingError
+
+from .averaging import AveragedWeights
+from .optimizer import NamedAdamW
+from .phases import PhasePlan
+from .schedule import rate_factor
+from .settings import OptimSettings, PhaseSettings
+from .task import EvaluationReport, Journal, StepReport, Task
+
+
+class Agreement(Protocol):
+    """How workers agree on a flag at the end of a step."""
+
+    def any(self, flag: bool) -> bool:
+        """True on every worker if it is true on one."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient that is not finite; nothing was updated and nothing overwritten."""
+
+    def __init__(self, what: str, step: int, rows: tuple[str, ...]) -> None:
+        shown = ", ".join(rows[:4]) + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
+        super().__init__(
+            f"step {step}: the {what} is not finite; nothing was updated and the last checkpoint stands. Rows of this batch: {shown}. "
+            "Lower optim.rates, lengthen optim.schedule.warmup_steps or look at these rows."
+        )
+        self.step = step
+        self.rows = rows
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """After how many updates things happen; 0 means never."""
+
+    validation: int = 0
+    evaluation: int = 0
+    checkpoint: int = 0
+
+
+@dataclass
+class Progress:
+    """What the loop carries from step to step besides weights and optimizer state."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_score: float | None = None
+    evaluations_since_best: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the loop ended."""
+
+    reason: Literal["finished", "stopped", "converged"]
+    step: int
+    best_step: int | None
+    best_score: float | None
+
+
+class Trainer:
+    """Runs a task's steps from wherever its state stands to the last one."""
+
+    def __init__(
+        self,
+        task: Task,
+        optim: OptimSettings,
+        phases: PhaseSettings,
+        cadence: Cadence,
+        journal: Journal,
+        agreement: Agreement,
+    ) -> None:
+        self.task = task
+        self.optim = optim
+        self.cadence = cadence
+        self.journal = journal
+        self.agreement = agreement
+        self.phases = PhasePlan(phases, optim.steps)
+        self.optimizer = NamedAdamW(task.groups(), optim)
+        self.averaged = AveragedWeights(self.optimizer.named, optim.ema_decay)
+        self.progress = Progress()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values from which `load` restores this trainer; the task's own weights are saved by the task."""
+        return self.optimizer.state() | self.averaged.state(), {
+            "phase": self.phases.name(self.progress.step),
+            **asdict(self.progress),
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Take back a `state`, after the task has taken back its own."""
+        self.optimizer.load(tensors)
+        self.averaged.load(tensors)
+        self.progress = Progress(**{name: record[name] for name in asdict(Progress())})
+
+    def run(self) -> Outcome:
+        """Train to the last step, to convergence on the selection split, or to a stop request."""
+        if self._look(self.progress.step):
+            return self._outcome("converged")
+        while self.progress.step < self.optim.steps:
+            self._update(self.progress.step + 1)
+            step = self.progress.step
+            stop = self.agreement.any(self.journal.stop_requested())
+            if stop or self._checkpoint_due(step):
+                self.journal.checkpoint(step)
+            if stop and (step < self.optim.steps or self._look_due(step)):
+                return self._outcome("stopped")
+            if self._look(step):
+                return self._outcome("converged")
+        return self._outcome("finished")
+
+    def _update(self, step: int) -> None:
+        started = time.perf_counter()
+        rates = self.optimizer.set_rate(rate_factor(self.optim.schedule, step, self.optim.steps, self.phases.warmup_steps))
+        report = self.task.step(step)
+        if not math.isfinite(report.loss):
+            self._refuse("loss", step, report)
+        norm = float(self.optimizer.clip(self.optim.clip_norm))
+        if not math.isfinite(norm):
+            self._refuse("gradient", step, report)
+        self.optimizer.update()
+        self.task.after_update()
+        self.averaged.update()
+        self.progress.step = step
+        values = {"train/loss": report.loss, **{f"train/{name}": value for name, value in report.metrics.items()}}
+        values |= {"train/gradient_norm": norm, **{f"rate/{group}": rate for group, rate in rates.items()}}
+        values |= {"time/step_s": time.perf_counter() - started, "time/wait_s": report.waited_s}
+        self.journal.log(step, values)
+
+    def _refuse(self, what: str, step: int, report: StepReport) -> None:
+        self.optimizer.drop_gradients()
+        raise NonFiniteError(what, step, tuple(report.rows))
+
+    def _due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.optim.steps)
+
+    def _look_due(self, step: int) -> bool:
+        return self._due(self.cadence.validation, step) or self._due(self.cadence.evaluation, step)
+
+    def _checkpoint_due(self, step: int) -> bool:
+        """Weights that are evaluated are always kept first, so that a score never outlives what it measured."""
+        due = (self.cadence.checkpoint, self.cadence.evaluation)
+        return step == self.optim.steps or any(self._due(every, step) for every in due)
+
+    def _look(self, step: int) -> bool:
+        """Validate and evaluate a step where that is due; true when early stopping ends the run."""
+        if self._due(self.cadence.validation, step):
+            self._validate()
+        return self._due(self.cadence.evaluation, step) and self._evaluate(step)
+
+    def _validate(self) -> None:
+        with self.averaged.in_place():
+            values = self.task.validation()
+        if values:
+            self.journal.log(self.progress.step, {f"validation/{name}": value for name, value in values.items()})
+
+    def _evaluate(self, step: int) -> bool:
+        with self.averaged.in_place():
+            report = self.task.evaluate(step)
+        if report.metrics:
+            self.journal.log(step, dict(report.metrics))
+        self._judge(step, report)
+        self.journal.evaluated(step, self.progress.best_step)
+        return self.optim.stop_after is not None and self.progress.evaluations_since_best >= self.optim.stop_after
+
+    def _judge(self, step: int, report: EvaluationReport) -> None:
+        """Keep-best and early stopping look at the selection split alone, and never at the untrained step 0."""
+        if report.selection is None or step == 0:
+            return
+        if self.progress.best_score is None or report.selection > self.progress.best_score:
+            self.progress.best_step, self.progress.best_score = step, report.selection
+            self.progress.evaluations_since_best = 0
+        else:
+            self.progress.evaluations_since_best += 1
+
+    def _outcome(self, reason: Literal["finished", "stopped", "converged"]) -> Outcome:
+        return Outcome(reason, self.progress.step, self.progress.best_step, self.progress.best_score)
