@@ -1,0 +1,207 @@
+"""The loop's order of events, its resume to the bit, averaging, refusals and early stopping, on a toy task with a known answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from stairstep.training import (
+    Cadence,
+    EvaluationReport,
+    NonFiniteError,
+    OptimSettings,
+    PhaseSettings,
+    RateSettings,
+    ScheduleSettings,
+    StepReport,
+    Trainer,
+)
+
+
+class ToyTask:
+    """Fits a vector to seeded targets; `scores` plays the selection split."""
+
+    def __init__(self, scores: Mapping[int, float] | None = None, poison: int | None = None) -> None:
+        self.weight = Parameter(torch.linspace(-1, 1, 8))
+        self.scale = Parameter(torch.tensor(0.5))
+        self.scores = scores or {}
+        self.poison = poison
+        self.seen: list[Tensor] = []
+
+    def groups(self) -> dict[str, list[tuple[str, Parameter]]]:
+        return {"llm": [("weight", self.weight)], "objective": [("scale", self.scale)]}
+
+    def step(self, step: int) -> StepReport:
+        target = torch.randn(8, generator=torch.Generator().manual_seed(step))
+        loss = ((self.weight * self.scale - target) ** 2).mean()
+        if step == self.poison:
+            loss = loss * float("nan")
+        loss.backward()
+        return StepReport(loss.item(), {"accuracy": 0.5}, rows=[f"toy.jsonl:{step}"])
+
+    def after_update(self) -> None:
+        with torch.no_grad():
+            self.scale.clamp_(0.1, 1.0)
+
+    def validation(self) -> dict[str, float]:
+        return {"loss": float(self.weight.detach().square().sum())}
+
+    def evaluate(self, step: int) -> EvaluationReport:
+        self.seen.append(self.weight.detach().clone())
+        return EvaluationReport({"toy/hit@1": float(self.weight.detach().sum())}, self.scores.get(step))
+
+
+class ToyJournal:
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.trainer: Trainer | None = None
+        self.events: list[tuple[int, dict[str, float]]] = []
+        self.order: list[str] = []
+        self.saved: dict[int, tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor], int]] = {}
+        self.best: list[int | None] = []
+        self.stop_at = stop_at
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        kept = {name: value for name, value in values.items() if not name.startswith("time/")}
+        self.events.append((step, kept))
+        self.order.append(f"{next(iter(kept)).split('/')[0]}@{step}")
+
+    def checkpoint(self, step: int) -> None:
+        assert self.trainer is not None
+        tensors, record = self.trainer.state()
+        with self.trainer.averaged.in_place():
+            weights = {name: value.detach().clone() for name, value in self.trainer.optimizer.named.items()}
+        self.saved[step] = ({name: value.clone() for name, value in tensors.items()}, dict(record), weights, len(self.events))
+        self.order.append(f"checkpoint@{step}")
+
+    def evaluated(self, step: int, best_step: int | None) -> None:
+        self.best.append(best_step)
+
+    def stop_requested(self) -> bool:
+        return self.stop_at is not None and self.trainer is not None and self.trainer.progress.step >= self.stop_at
+
+
+class Alone:
+    def any(self, flag: bool) -> bool:
+        return flag
+
+
+def trainer(task: ToyTask, journal: ToyJournal, steps: int = 12, cadence: Cadence | None = None, **optim: Any) -> Trainer:
+    settings = OptimSettings(
+        steps=steps,
+        rates=RateSettings(llm=0.05, objective=0.02),
+        schedule=ScheduleSettings("cosine", warmup_steps=3),
+        **optim,
+    )
+    journal.trainer = Trainer(task, settings, PhaseSettings(), cadence or Cadence(2, 4, 3), journal, Alone())
+    return journal.trainer
+
+
+def test_a_step_updates_logs_saves_validates_and_evaluates_in_this_order() -> None:
+    journal = ToyJournal()
+    outcome = trainer(ToyTask(), journal, steps=4, cadence=Cadence(validation=2, evaluation=4, checkpoint=3)).run()
+    assert outcome.reason == "finished"
+    assert journal.order == [
+        *("validation@0", "toy@0", "train@1", "train@2", "validation@2", "train@3", "checkpoint@3"),
+        *("train@4", "checkpoint@4", "validation@4", "toy@4"),
+    ]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 11])
+def test_a_stopped_run_goes_on_to_the_very_same_bits_and_events(ema: float | None, stop_at: int) -> None:
+    whole_task, whole = ToyTask(), ToyJournal()
+    whole_trainer = trainer(whole_task, whole, ema_decay=ema)
+    whole_trainer.run()
+
+    first = ToyJournal(stop_at=stop_at)
+    assert trainer(ToyTask(), first, ema_decay=ema).run().reason == "stopped"
+    tensors, record, weights, lines = first.saved[max(first.saved)]
+    assert record["step"] == stop_at
+
+    task, second = ToyTask(), ToyJournal()
+    resumed = trainer(task, second, ema_decay=ema)
+    with torch.no_grad():
+        for name, parameter in resumed.optimizer.named.items():
+            parameter.copy_(weights[name])
+    resumed.load(tensors, record)
+    second.events = first.events[:lines]
+    assert resumed.run().reason == "finished"
+    assert not torch.equal(task.weight, ToyTask().weight), "training must have moved the weights"
+    assert torch.equal(task.weight, whole_task.weight)
+    assert torch.equal(task.scale, whole_task.scale)
+    assert second.events == whole.events
+    ours, theirs = resumed.state()[0], whole_trainer.state()[0]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_averaged_weights_are_evaluated_and_the_raw_ones_come_back() -> None:
+    task, journal = ToyTask(), ToyJournal()
+    run = trainer(task, journal, steps=8, cadence=Cadence(evaluation=8), ema_decay=0.5)
+    raw = []
+    after_update = task.after_update
+    task.after_update = lambda: (after_update(), raw.append(task.weight.detach().clone()))[0]  # type: ignore[method-assign]
+    run.run()
+    expected = task.seen[0].clone()
+    for weight in raw:
+        expected = 0.5 * expected + 0.5 * weight
+    assert torch.allclose(task.seen[-1], expected, atol=1e-6)
+    assert not torch.allclose(task.seen[-1], raw[-1], atol=1e-4)
+    assert torch.equal(task.weight, raw[-1])
+
+
+def test_averaged_weights_leave_after_an_error_too() -> None:
+    task, journal = ToyTask(), ToyJournal()
+    run = trainer(task, journal, ema_decay=0.5)
+    run._update(1)
+    before = task.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="boom"), run.averaged.in_place():
+        assert not torch.equal(task.weight, before)
+        raise RuntimeError("boom")
+    assert torch.equal(task.weight, before)
+
+
+def test_a_loss_that_is_not_finite_stops_names_its_rows_and_changes_nothing() -> None:
+    task, journal = ToyTask(poison=5), ToyJournal()
+    run = trainer(task, journal)
+    with pytest.raises(NonFiniteError, match=r"step 5: the loss is not finite.*toy\.jsonl:5"):
+        run.run()
+    clean_task, clean = ToyTask(), ToyJournal(stop_at=4)
+    trainer(clean_task, clean).run()
+    assert torch.equal(task.weight, clean_task.weight)
+    assert max(journal.saved) == 4
+    assert run.progress.step == 4
+
+
+def test_early_stopping_looks_at_the_selection_split_and_not_at_step_zero() -> None:
+    scores = {0: 0.99, 2: 0.2, 4: 0.5, 6: 0.4, 8: 0.3, 10: 0.9}
+    journal = ToyJournal()
+    outcome = trainer(ToyTask(scores), journal, steps=20, cadence=Cadence(evaluation=2), stop_after=2).run()
+    assert (outcome.reason, outcome.step, outcome.best_step, outcome.best_score) == ("converged", 8, 4, 0.5)
+    assert journal.best == [None, 2, 4, 4, 4]
+
+
+def test_rates_by_group_decay_and_clipping_act() -> None:
+    def run(**optim: Any) -> tuple[Tensor, Tensor, list[float]]:
+        task, journal = ToyTask(), ToyJournal()
+        trainer(task, journal, steps=5, cadence=Cadence(), **optim).run()
+        return task.weight.detach(), task.scale.detach(), [event["train/gradient_norm"] for _, event in journal.events]
+
+    weight, _, norms = run()
+    decayed = run(weight_decay=0.5)
+    clipped = run(clip_norm=1e-9)
+    assert not torch.equal(weight, decayed[0])
+    assert not torch.equal(weight, clipped[0])
+    assert clipped[2][0] == norms[0], "the norm is logged before clipping"
+
+
+def test_the_loss_own_parameters_are_not_decayed() -> None:
+    task, journal = ToyTask(), ToyJournal()
+    run = trainer(task, journal, weight_decay=0.9)
+    groups = {options["name"]: options for options in run.optimizer._adamw.param_groups}
+    assert groups["objective"]["weight_decay"] == 0.0
+    assert groups["llm"]["weight_decay"] == 0.9
+    assert groups["objective"]["lr"] == 0.02
