@@ -1,0 +1,95 @@
+"""What a person sees of a run: one bar on a terminal, a plain line now and then elsewhere, nothing from any worker but the first."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+_SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("loss", "loss", lambda value: f"{value:.4f}"),
+    ("accuracy", "acc", lambda value: f"{value:.3f}"),
+    ("lr", "lr", lambda value: f"{value:.2e}"),
+    ("temperature", "temp", lambda value: f"{value:.4g}"),
+    ("step_seconds", "step", lambda value: f"{value:.2f}s"),
+    ("wait_seconds", "wait", lambda value: f"{value:.2f}s"),
+)
+"""Last word of a metric's name, what is shown for it, and how."""
+
+
+class Progress:
+    """The progress of a loop of known length.
+
+    `update` takes a step's metrics as they are logged and shows those that it knows: loss, accuracy, lr, temperature, step_seconds,
+    wait_seconds (waiting for data), whatever stands before the last slash of their names.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        what: str = "training",
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self._what = what
+        self._enabled = enabled
+        self._stream = stream if stream is not None else sys.stderr
+        self._every_s = every_s
+        self._clock = clock
+        self._start, self._began = start, clock()
+        self._step, self._shown_at, self._fields = start, float("-inf"), ""
+        self._shown_step: int | None = None
+        self._bar: tqdm[Any] | None = None
+        if enabled and self._stream.isatty():
+            self._bar = tqdm(total=total, initial=start, desc=what, file=self._stream, dynamic_ncols=True, mininterval=0.2)
+
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        """Show that a step is done."""
+        if not self._enabled:
+            return
+        fields = _fields(values)
+        self._fields = " ".join(f"{label} {text}" for label, text in fields)
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(f"{label}={text}" for label, text in fields), refresh=False)
+            self._bar.update(step - self._step)
+        self._step = step
+        if self._bar is None and (step >= self.total or self._clock() - self._shown_at >= self._every_s):
+            self._line()
+
+    def note(self, text: str) -> None:
+        """Write a line of its own, without breaking the bar."""
+        if self._enabled:
+            tqdm.write(text, file=self._stream)
+
+    def close(self) -> None:
+        """End the bar, or show the last step if it has not been shown."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        elif self._enabled and self._step > self._start and self._shown_step != self._step:
+            self._line()
+        self._enabled = False
+
+    def _line(self) -> None:
+        done = self._step - self._start
+        left = (self._clock() - self._began) / done * (self.total - self._step) if done > 0 else 0.0
+        eta = f" eta {tqdm.format_interval(left)}" if self._step < self.total else ""
+        print(f"{self._what} {self._step}/{self.total} {self._fields}".rstrip() + eta, file=self._stream, flush=True)
+        self._shown_at, self._shown_step = self._clock(), self._step
+
+
+def _fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    last = {name.rpartition("/")[2]: value for name, value in values.items()}
+    shown = []
+    for name, label, form in _SHOWN:
+        value = last.get(name)
+        if value is not None:
+            shown.append((label, form(float(value))))
+    return shown

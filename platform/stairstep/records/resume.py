@@ -1,0 +1,100 @@
+"""Which run a recipe belongs to, and whether a run that was begun with one recipe may go on with another.
+
+A run may go on only as what it was: everything but where it runs, who is told and how long it may take has to be the same, else its
+curve would be a curve of two recipes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stairstep.settings import DataError, InputError, Node, RecipeError, parse_yaml, to_yaml
+
+from .files import digest_of_json
+from .settings import RunSettings
+
+FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name")
+"""Keys that may differ at a resume; `run.root` and `run.name` say only where the folder lies, and it has been found."""
+
+_SHOWN = 8
+
+
+class Absent:
+    """Stands for a key that one of two recipes does not have."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = Absent()
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two plain trees differ: (dotted key, old, new) for each; a key that is missing on one side is ABSENT there."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [*old, *(name for name in new if name not in old)]
+        found = []
+        for name in names:
+            found += differences(old.get(name, ABSENT), new.get(name, ABSENT), f"{key}.{name}" if key else str(name))
+        return found
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        return [one for index, pair in enumerate(zip(old, new, strict=True)) for one in differences(*pair, f"{key}[{index}]")]
+    same = old is new or (old == new and isinstance(old, bool) == isinstance(new, bool))
+    return [] if same else [(key, old, new)]
+
+
+def binding(found: list[tuple[str, Any, Any]]) -> list[tuple[str, Any, Any]]:
+    """The differences that forbid a resume."""
+    return [one for one in found if not any(one[0] == free or one[0].startswith((f"{free}.", f"{free}[")) for free in FREE)]
+
+
+def check_same_recipe(folder: Path, old: Any, new: Any) -> None:
+    """Refuse to resume the run of recipe `old` with recipe `new` if they differ in anything that matters."""
+    found = binding(differences(old, normal(new)))
+    if not found:
+        return
+    shown = "; ".join(f"{key}: {before!r} there, {after!r} now" for key, before, after in found[:_SHOWN])
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    raise InputError(
+        f"{folder}: the run here was begun with another recipe ({shown}{more}). A run goes on only with its own recipe: take those "
+        "values back, choose another run.name, or say run.resume=overwrite to delete this run and start anew"
+    )
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The resolved recipe of a run as plain values."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; a run folder has its resolved recipe there") from None
+    plain = _plain(parse_yaml(text, str(path)))
+    if not isinstance(plain, dict):
+        raise RecipeError(f"{path}: expected a mapping of keys")
+    return plain
+
+
+def normal(plain: Any) -> Any:
+    """Plain settings as they come back from the file that they are written to."""
+    return _plain(parse_yaml(to_yaml(plain), "recipe"))
+
+
+def _plain(node: Node) -> Any:
+    if isinstance(node.value, Mapping):
+        return {name: _plain(child) for name, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(child) for child in node.value]
+    return node.value
+
+
+def folder_of(run: RunSettings, recipe: str | Path, plain: Mapping[str, Any]) -> Path:
+    """The folder of a run: its name, or the recipe's file name and a digest of all that a resume would hold it to."""
+    if run.name is not None:
+        return Path(run.root) / run.name
+    held = {key: value for key, value in plain.items() if key not in FREE}
+    if isinstance(held.get("run"), Mapping):
+        held["run"] = {key: value for key, value in held["run"].items() if f"run.{key}" not in FREE}
+    stem = re.sub(r"[^\w.+-]", "-", Path(recipe).stem, flags=re.ASCII).lstrip("-._+")[:80] or "run"
+    return Path(run.root) / f"{stem}-{digest_of_json(normal(held))[:8]}"

@@ -1,0 +1,64 @@
+"""Settings of the run itself: where it lies and how it is resumed, when it is checkpointed, and who else is told its metrics."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from stairstep.settings import SettingError, setting
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """`run`: the run's folder, its seed, its threads and what happens when the folder already holds a run."""
+
+    name: str | None = setting(
+        None, doc="Folder of the run below `root`; null: made from the recipe's file name and a digest of what it says."
+    )
+    root: str = setting(
+        "runs", doc="Folder in which runs lie. A relative one counts from the working directory, and is refused on a cluster."
+    )
+    seed: int = setting(0, doc="Seed of everything random in the run.", minimum=0)
+    threads: int = setting(
+        2,
+        doc="CPU threads of every process that computes. Part of the recipe, because another number can give other bits.",
+        minimum=1,
+    )
+    resume: Literal["auto", "never", "overwrite"] = setting(
+        "auto",
+        doc="When the folder already holds a run: auto goes on from its last checkpoint if the recipes agree, never refuses, "
+        "overwrite deletes that run's files and starts anew.",
+    )
+
+    def check(self) -> None:
+        """The name is one plain folder name, the root a path of a mounted file system."""
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", self.name, flags=re.ASCII):
+            raise SettingError("name", "expected a plain folder name (letters, digits, '.', '_', '+', '-'; at most 100 characters)")
+        if "://" in self.root:
+            raise SettingError("root", f"'{self.root}' is a URL; expected a folder on a mounted file system")
+        if not self.root.strip():
+            raise SettingError("root", "expected a folder, found empty text")
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """`checkpoints`: how often a checkpoint is written and which ones stay."""
+
+    every: int = setting(50, doc="Steps from one checkpoint to the next; the last step always has one.", minimum=1)
+    keep: int = setting(2, doc="How many of the newest checkpoints stay. One whose evaluation is pending is never deleted.", minimum=1)
+    keep_best: bool = setting(True, doc="Also keep the checkpoint that is best on the selection split.")
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """`trackers`: copies of metrics.jsonl for people; a run never depends on them."""
+
+    wandb: Literal["off", "offline", "online"] = setting(
+        "off",
+        doc="Weights & Biases. online needs the key in WANDB_API_KEY or in the file named by WANDB_API_KEY_FILE; "
+        "offline writes below the run folder, to be sent later by `wandb sync`.",
+    )
+    project: str = setting("stairstep", doc="The W&B project.")
+    entity: str | None = setting(None, doc="The W&B user or team; null: the default of the key.")
+    tensorboard: bool = setting(False, doc="Write TensorBoard event files to tensorboard/ in the run folder.")
