@@ -1,0 +1,34 @@
+"""What a recipe says about evaluation: when, on which question sets, and how embeddings are made and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stairstep.data.settings import QuestionSetSource
+from stairstep.settings import setting
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """When and on what a run is measured."""
+
+    every: int = setting(50, doc="Steps between evaluations on the question sets; step 0 and the last are always among them.", minimum=1)
+    sets: tuple[QuestionSetSource, ...] = setting((), doc="Question sets; the first is the primary one, whose rows lie in the run folder.")
+    pairs: int = setting(
+        0,
+        doc="Rows of the validation split, a fixed sample, whose tiles are found again among all tiles of the sample; 0: none.",
+        minimum=0,
+    )
+    top_k: int = setting(10, doc="Retrieved tiles that each question's row lists.", minimum=3)
+    selection_fraction: float = setting(
+        0.5,
+        doc="Share of the questions on which checkpoints are selected; scores of the selected one come from the others.",
+        minimum=0,
+        maximum=1,
+    )
+    batch_tokens: int = setting(16384, doc="Tokens that the encoder sees at once in evaluation.", minimum=1)
+    cache: bool = setting(True, doc="Keep embeddings by encoder state and find them again in later evaluations.")
+    cache_folder: str | None = setting(None, doc="Where embeddings are kept; default: a folder under the run root, shared by its runs.")
+    cache_states: int = setting(
+        32, doc="Encoder states whose embeddings are kept; those unused for longest go first (4 bytes a tile and dimension).", minimum=1
+    )

@@ -1,0 +1,32 @@
+"""Scores as plain text for the terminal: one line a metric, its interval beside it, the number of questions at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from .statistics import Interval
+
+
+def score_table(scores: Mapping[str, Interval], title: str = "") -> str:
+    """Aligned lines such as `R@1  .312  [.284 .341]  n=1000`, below an optional title."""
+    cells = [(_label(name), short(one.value), f"[{short(one.low)} {short(one.high)}]", f"n={one.n}") for name, one in scores.items()]
+    widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(4)]
+    lines = [title] if title else []
+    for label, value, interval, n in cells:
+        lines.append(f"{label:<{widths[0]}}  {value:>{widths[1]}}  {interval:<{widths[2]}}  {n}")
+    return "\n".join(lines)
+
+
+def short(value: float) -> str:
+    """Three decimals without a leading zero: .312, 1.000, -.020; a dash where there is no value."""
+    if math.isnan(value):
+        return "-"
+    text = f"{value:.3f}"
+    if float(text) == 0:
+        return ".000"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def _label(name: str) -> str:
+    return name.replace("hit@", "R@") if name.startswith("hit@") else name.upper()
