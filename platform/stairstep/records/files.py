@@ -244,6 +244,8 @@ def digest_of_file(path: Path) -> str:
 def digest_of_folder(folder: Path, suffixes: Collection[str] | None = None) -> str:
     """SHA-256 over the names and contents of the files below a folder (of these suffixes), less caches, hidden files and markers."""
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda one: one.relative_to(folder).as_posix()):
         parts = path.relative_to(folder).parts

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stairstep.settings import DataError, InputError
+from stairstep.settings import DataError, InputError, to_yaml
 
 from .claim import WATCH_S, Claim
 from .environment import describe_environment, same_software
@@ -27,7 +27,17 @@ from .status import State, Status, StatusFile, read_status
 _LOG = logging.getLogger(__name__)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SET_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", flags=re.ASCII)
-_OWN_FILES = ("status.json", "metrics.jsonl", "trackers.jsonl", "environment.json", "quarantine.jsonl", "report.html")
+_OWN_FILES = (
+    "status.json",
+    "metrics.jsonl",
+    "trackers.jsonl",
+    "environment.json",
+    "quarantine.jsonl",
+    "report.html",
+    "failure.json",
+    "not_finite.json",
+    "stop",
+)
 _OWN_FOLDERS = ("tensorboard", "wandb")
 _HEADER = "# The resolved recipe of this run, written by stairstep.\n"
 _RESULTS = ("eval_step*.jsonl", "eval_step*.summary.json")
@@ -89,19 +99,26 @@ class RunFolder:
 
     def open_for(self, recipe: Mapping[str, Any], resume: Literal["auto", "never", "overwrite"]) -> Opening:
         """Decide how a run of this (plain) recipe begins here, and make the folder ready for it: leftovers swept, old files deleted if
-        told, metrics of steps that will run again removed. The caller holds the claim, and writes the recipe next."""
+        told, metrics of steps that will run again removed, the recipe written. The caller holds the claim."""
         if self._claim is None or not self._claim.held:
             raise RuntimeError("claim the run folder before opening it for a run")
         self.sweep()
         if not self.holds_run():
             self._check_empty()
-            return Opening("new", 0, None)
-        if resume == "never":
-            raise InputError(f"{self.path}: a run is here already; choose another run.name, or say run.resume=auto or run.resume=overwrite")
-        if resume == "overwrite":
+            opening = Opening("new", 0, None)
+        elif resume == "overwrite":
             self._delete_run()
-            return Opening("new", 0, None)
-        check_same_recipe(self.path, self.recipe(), recipe)
+            opening = Opening("new", 0, None)
+        elif resume == "never":
+            raise InputError(f"{self.path}: a run is here already; choose another run.name, or say run.resume=auto or run.resume=overwrite")
+        else:
+            check_same_recipe(self.path, self.recipe(), recipe)
+            opening = self._reopen()
+        if opening.state != "finished":
+            self.write_recipe(to_yaml(recipe))
+        return opening
+
+    def _reopen(self) -> Opening:
         checkpoints = self.checkpoints()
         last = checkpoints[-1] if checkpoints else None
         status = self.status
@@ -119,8 +136,8 @@ class RunFolder:
             )
 
     def _delete_run(self) -> None:
-        """Delete what a run writes and nothing else. The status goes first and the recipe last: killed in between, it is still a run
-        that was never finished, and whichever checkpoints are left agree with its metrics."""
+        """Delete what a run writes, but for the recipe, and nothing else. The status goes first, the checkpoints before the metrics:
+        killed in between, it is still a run that was never finished, and whichever checkpoints are left agree with its metrics."""
         if not (self.path / "recipe.yaml").read_bytes().startswith(_HEADER.encode()):
             raise InputError(f"{self.path}: recipe.yaml there was not written by a run, so nothing is deleted; choose another run.name")
         (self.path / "status.json").unlink(missing_ok=True)
@@ -136,9 +153,9 @@ class RunFolder:
                 path.unlink()
             if folder != self.path and results and not any(folder.iterdir()):
                 folder.rmdir()
-        for name in (*_OWN_FILES, "recipe.yaml"):
+        for name in _OWN_FILES:
             (self.path / name).unlink(missing_ok=True)
-        left = sorted(one.name for one in self.path.iterdir() if one.name != ".lock")
+        left = sorted(one.name for one in self.path.iterdir() if one.name not in (".lock", "recipe.yaml"))
         if left:
             _LOG.warning("%s: left alone, because no run wrote it: %s", self.path, ", ".join(left))
 

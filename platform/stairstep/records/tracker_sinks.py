@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,6 +124,8 @@ class WandbSink:
         except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
             raise InputError(f"trackers.wandb: W&B refuses the session: {error}; mend it or say trackers.wandb=offline") from None
         except (wandb.Error, OSError) as error:
+            if re.search(r"error 40[13]\b", str(error)):
+                raise InputError("trackers.wandb: W&B refuses the key; give a valid one or say trackers.wandb=offline") from None
             message = f"trackers.wandb: W&B cannot be reached: {error}; try again, or say trackers.wandb=offline"
             raise UnreachableError(message) from None
         if self.permanent:

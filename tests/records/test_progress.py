@@ -1,0 +1,110 @@
+"""The bar on a terminal, the plain lines elsewhere, silence on other workers."""
+
+import io
+import logging
+
+import pytest
+
+from stairstep.records import Progress, logging_setup
+
+VALUES = {
+    "train/loss": 1.23456,
+    "train/accuracy": 0.5,
+    "train/lr": 7e-6,
+    "train/temperature": 0.07,
+    "train/step_seconds": 0.25,
+    "data/wait_seconds": 0.01,
+    "train/grad_norm": 3.0,
+}
+FIELDS = "loss 1.2346 acc 0.500 lr 7.00e-06 temp 0.07 step 0.25s wait 0.01s"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def _run(stream, seconds_a_step=1.0, total=100, start=0, every_s=10.0, enabled=True):
+    clock = [0.0]
+    progress = Progress(total, start, stream=stream, every_s=every_s, clock=lambda: clock[0], enabled=enabled)
+    for step in range(start + 1, total + 1):
+        clock[0] += seconds_a_step
+        progress.update(step, VALUES)
+    progress.close()
+    return stream.getvalue()
+
+
+def test_plain_lines_come_now_and_then_and_at_the_end():
+    lines = _run(io.StringIO()).splitlines()
+    assert len(lines) == 11
+    assert lines[0] == f"training 1/100 {FIELDS} eta 01:39"
+    assert lines[5] == f"training 51/100 {FIELDS} eta 00:49"
+    assert lines[-1] == f"training 100/100 {FIELDS}"
+
+
+def test_after_a_resume_time_left_counts_only_steps_of_this_session():
+    lines = _run(io.StringIO(), start=50).splitlines()
+    assert lines[0] == f"training 51/100 {FIELDS} eta 00:49"
+
+
+def test_a_loop_that_ends_early_shows_its_last_step_once():
+    stream = io.StringIO()
+    progress = Progress(10, stream=stream, every_s=1000)
+    for step in (1, 2, 3):
+        progress.update(step, {"loss": step})
+    progress.close()
+    progress.close()
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/10", "3/10"]
+    stream = io.StringIO()
+    Progress(10, stream=stream).close()
+    assert stream.getvalue() == ""
+
+
+def test_on_a_terminal_it_is_a_bar_with_the_same_fields():
+    stream = Terminal()
+    progress = Progress(3, start=1, stream=stream)
+    progress.update(2, VALUES)
+    progress.note("evaluating")
+    progress.update(3, VALUES)
+    progress.close()
+    text = stream.getvalue()
+    assert "\r" in text and "3/3" in text and "evaluating\n" in text
+    assert "loss=1.2346, acc=0.500, lr=7.00e-06, temp=0.07, step=0.25s, wait=0.01s" in text
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_other_workers_are_silent(stream):
+    assert _run(stream, enabled=False) == ""
+    progress = Progress(3, stream=stream, enabled=False)
+    progress.note("x")
+    assert stream.getvalue() == ""
+
+
+def test_strange_values_do_not_stop_a_run():
+    stream = io.StringIO()
+    progress = Progress(3, stream=stream)
+    progress.update(1, {"loss": float("nan"), "accuracy": None, "name": "text"})
+    assert "loss nan" in stream.getvalue()
+
+
+@pytest.fixture
+def clean_logger():
+    logger = logging.getLogger("stairstep")
+    before = (list(logger.handlers), logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def test_log_lines(capsys, clean_logger):
+    logging_setup()
+    logging_setup()
+    log = logging.getLogger("stairstep.records.x")
+    log.info("one\ntwo")
+    log.warning("three")
+    log.debug("unseen")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["stairstep.records.x: one two", "stairstep.records.x: warning: three"]
+    logging_setup(rank=1)
+    log.info("unseen")
+    log.warning("seen")
+    assert len(capsys.readouterr().err.splitlines()) == 1

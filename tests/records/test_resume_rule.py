@@ -1,0 +1,47 @@
+"""Comparing recipes, and the folder name that a recipe without one gets."""
+
+from pathlib import Path
+
+from stairstep.records import RunSettings, differences, folder_of
+from stairstep.records.resume import ABSENT, binding, normal
+
+
+def test_differences_name_every_leaf_that_differs():
+    old = {"a": 1, "b": {"c": [1, {"d": 2}], "e": None}, "gone": {"x": 1}, "same": "s"}
+    new = {"a": 2, "b": {"c": [1, {"d": 3}], "e": 0}, "came": [1], "same": "s"}
+    assert differences(old, new) == [
+        ("a", 1, 2),
+        ("b.c[1].d", 2, 3),
+        ("b.e", None, 0),
+        ("gone", {"x": 1}, ABSENT),
+        ("came", ABSENT, [1]),
+    ]
+    assert differences(old, old) == []
+    assert differences({"a": [1]}, {"a": [1, 2]}) == [("a", [1], [1, 2])]
+    assert differences({"a": True}, {"a": 1}) == [("a", True, 1)]
+    assert differences({"a": 1}, {"a": 1.0}) == []
+    assert differences({"a": ["x"]}, {"a": "x"}) == [("a", ["x"], "x")]
+
+
+def test_only_cluster_trackers_limits_and_the_place_are_free():
+    free = ("cluster", "cluster.workers", "trackers.wandb", "limits.hours", "run.resume", "run.root", "run.name", "cluster[0]")
+    held = ("run.seed", "run.threads", "clusters", "data.limits", "optim.cluster", "run")
+    assert binding([(key, 1, 2) for key in (*free, *held)]) == [(key, 1, 2) for key in held]
+
+
+def test_plain_settings_are_compared_as_they_come_back_from_yaml():
+    plain = {"a": 7e-6, "b": "off", "c": "7e-6", "d": [1.0, None, True], "e": 1e22, "f": "é: #"}
+    assert normal(plain) == plain
+    assert [type(value) for value in normal(plain).values()] == [type(value) for value in plain.values()]
+
+
+def test_the_folder_of_a_recipe():
+    plain = {"run": {"name": None, "root": "r", "seed": 1, "resume": "auto"}, "optim": {"lr": 1.0}, "cluster": {"workers": 1}}
+    unnamed = RunSettings(root="r")
+    made = folder_of(unnamed, "recipes/v8 r.yaml", plain)
+    assert made.parent == Path("r") and made.name.startswith("v8-r-") and len(made.name) == len("v8-r-") + 8
+    assert folder_of(unnamed, "v8 r.yaml", {**plain, "cluster": {"workers": 4}, "trackers": 1}) == made
+    assert folder_of(unnamed, "v8 r.yaml", {**plain, "run": {**plain["run"], "resume": "never", "root": "q"}}) == made
+    assert folder_of(unnamed, "v8 r.yaml", {**plain, "optim": {"lr": 2.0}}) != made
+    assert folder_of(unnamed, "v8 r.yaml", {**plain, "run": {**plain["run"], "seed": 2}}) != made
+    assert folder_of(RunSettings(name="mine", root="/q"), "v8r.yaml", plain) == Path("/q/mine")
