@@ -3,13 +3,16 @@
 from .build import build, to_plain, to_yaml
 from .errors import DataError, InputError, RecipeError, StairstepError, TileError, TrainingError, UnreachableError
 from .fields import SettingError, setting
+from .nodes import Node, Origin, from_plain
 from .schema import json_schema
-from .tree import Node, apply_overrides, from_plain, load_tree, merge, parse_yaml
+from .tree import apply_overrides, load_tree, merge
+from .yaml_text import parse_yaml
 
 __all__ = [
     "DataError",
     "InputError",
     "Node",
+    "Origin",
     "RecipeError",
     "SettingError",
     "StairstepError",

@@ -1,7 +1,7 @@
 """Trees to settings and back: the one strict builder behind files, command lines and sweep trials.
 
-Building is pure: it reads nothing but the tree, and a settings object that exists is valid. Every error names the key, the file and
-the line, and says what was expected; an unknown key names the nearest one that exists.
+Building is pure: it reads nothing but the tree, and what it returns is valid. Every error names the key, the file and the line, and says
+what was expected; an unknown key names the nearest one that exists.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import types
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import yaml
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
-from .fields import SettingError
-from .tree import Node, Origin, describe
+from .fields import SettingError, inside
+from .hints import classes_of, expected, items_of, kinds_of, options_of, values_of
+from .nodes import Node, describe
+from .yaml_text import dump_yaml
 
 T = TypeVar("T")
-
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def build(cls: type[T], tree: Node, key: str = "") -> T:
@@ -32,54 +30,95 @@ def build(cls: type[T], tree: Node, key: str = "") -> T:
     fields = {one.name: one for one in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, child in tree.value.items():
         if name not in fields:
-            raise RecipeError(f"{child.origin}: unknown key '{_join(key, name)}'{_nearest(name, fields, key)}")
+            raise RecipeError(f"{child.origin}: unknown key '{_join(key, name)}'{_nearest(name, fields, key, tree)}")
     values: dict[str, Any] = {}
     for name, one in fields.items():
         if name in tree.value:
-            values[name] = _value(hints[name], tree.value[name], _join(key, name), one.metadata.get("bounds", {}))
+            values[name] = _value(hints[name], tree.value[name], _join(key, name), one.metadata.get("bounds", {}), _default(one))
         elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
             raise RecipeError(f"{tree.origin}: {_join(key, name)}: this key is required ({one.metadata.get('doc', '')})")
     instance = cls(**values)
-    if hasattr(instance, "check"):
+    if callable(getattr(cls, "check", None)):
         try:
-            instance.check()
+            instance.check()  # type: ignore[attr-defined]
         except SettingError as error:
-            origin = _origin_below(tree, error.key)
-            raise RecipeError(f"{origin}: {_join(key, error.key)}: {error.message}") from None
+            raise RecipeError(_checked(error, tree, key)) from None
     return instance
 
 
+def _default(one: dataclasses.Field[Any]) -> Any:
+    return one.default_factory() if one.default_factory is not dataclasses.MISSING else one.default
+
+
 def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else name
+    return ".".join(part for part in (key, name) if part)
 
 
-def _nearest(name: str, known: Mapping[str, Any], key: str) -> str:
+def _nearest(name: str, known: Mapping[str, Any], key: str, tree: Node) -> str:
+    kind = tree.value["kind"].value if "kind" in known and "kind" in tree.value else None
+    where = f" where kind is {kind}" if isinstance(kind, str) else ""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
-        return f"; did you mean '{_join(key, close[0])}'?"
-    return "; known here: " + ", ".join(sorted(known))
+        return f"{where}; did you mean '{_join(key, close[0])}'?"
+    return f"{where}; known here: " + (", ".join(sorted(known)) or "no key at all")
 
 
-def _origin_below(tree: Node, dotted: str) -> Origin:
+def _checked(error: SettingError, tree: Node, key: str) -> str:
+    """The message of a class's own check, at the line of the key that it names or else of the innermost mapping around it.
+
+    What a check refuses is often two keys together, and an override of the other one may be to blame: overrides are named as well.
+    """
     node = tree
-    for part in dotted.split("."):
-        if not isinstance(node.value, Mapping) or part not in node.value:
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", error.key):
+        if isinstance(node.value, Mapping) and name in node.value:
+            node = node.value[name]
+        elif isinstance(node.value, list) and index and int(index) < len(node.value):
+            node = node.value[int(index)]
+        else:
             break
-        node = node.value[part]
-    return node.origin
+    others = [source for source in _without_line(tree) if source != node.origin.source]
+    beside = f" (with {'; '.join(dict.fromkeys(others))})" if others else ""
+    return f"{node.origin}: {_join(key, error.key) or 'recipe'}: {error.message}{beside}"
 
 
-def _value(hint: Any, node: Node, key: str, bounds: Mapping[str, float]) -> Any:
-    options = _options(hint)
-    for option in options:
+def _without_line(node: Node) -> Iterator[str]:
+    """Where the values below a node come from that no file holds; a list is one value, as it is replaced whole."""
+    if isinstance(node.value, Mapping):
+        for child in node.value.values():
+            yield from _without_line(child)
+    elif node.origin.line is None:
+        yield node.origin.source
+
+
+def _value(hint: Any, node: Node, key: str, bounds: Mapping[str, float], default: Any = None) -> Any:
+    """The value of one key; `default` is its field's default, which says the kind of a mapping that says none."""
+    classes = classes_of(hint)
+    if classes and isinstance(node.value, Mapping):
+        return build(_class_for(classes, node, key, default), node, key)
+    for option in options_of(hint):
         matched, value = _match(option, node, key, bounds)
         if matched:
             return value
-    raise RecipeError(f"{node.origin}: {key}: expected {expected(hint, bounds)}, found {describe(node.value)}")
+    quotes = "; put it in quotes to make it text" if str in options_of(hint) and isinstance(node.value, int | float) else ""
+    raise RecipeError(f"{node.origin}: {key}: expected {expected(hint, bounds)}, found {describe(node.value)}{quotes}")
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+def _class_for(classes: Sequence[Any], node: Node, key: str, default: Any) -> Any:
+    """Which of the settings classes a mapping is for: the only one, the one of its `kind`, or without a `kind` the default's."""
+    if len(classes) == 1:
+        return classes[0]
+    by_kind = {kind: one for one in classes for kind in kinds_of(one)}
+    known = " or ".join(f"'{kind}'" for kind in by_kind)
+    if "kind" not in node.value:
+        if type(default) in classes:
+            return type(default)
+        raise RecipeError(f"{node.origin}: {_join(key, 'kind')}: this key is required ({known})")
+    named = node.value["kind"]
+    if not isinstance(named.value, str) or named.value not in by_kind:
+        close = difflib.get_close_matches(named.value, by_kind, n=1, cutoff=0.5) if isinstance(named.value, str) else []
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise RecipeError(f"{named.origin}: {_join(key, 'kind')}: expected {known}, found {describe(named.value)}{hint}")
+    return by_kind[named.value]
 
 
 def _match(option: Any, node: Node, key: str, bounds: Mapping[str, float]) -> tuple[bool, Any]:
@@ -89,76 +128,27 @@ def _match(option: Any, node: Node, key: str, bounds: Mapping[str, float]) -> tu
     if get_origin(option) is Literal:
         return any(value == one and type(value) is type(one) for one in get_args(option)), value
     if get_origin(option) is tuple:
-        return _match_list(option, node, key, bounds)
+        item, count = items_of(option)
+        if not isinstance(value, list) or count not in (None, len(value)):
+            return False, None
+        return True, tuple(_value(item, child, f"{key}[{index}]", bounds) for index, child in enumerate(value))
     if get_origin(option) is dict:
         if not isinstance(value, Mapping):
             return False, None
-        return True, {name: _value(get_args(option)[1], child, _join(key, name), bounds) for name, child in value.items()}
-    if dataclasses.is_dataclass(option):
-        return _match_class(option, node, key)
-    if option is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        item = values_of(option)
+        return True, {name: _value(item, child, _join(key, name), bounds) for name, child in value.items()}
+    if option is float and type(value) is int:
+        value = _as_float(value)
     if type(value) is not option or (option is float and not math.isfinite(value)):
         return False, None
-    return _inside(value, bounds), value
+    return option not in (int, float) or inside(value, bounds), value
 
 
-def _match_list(option: Any, node: Node, key: str, bounds: Mapping[str, float]) -> tuple[bool, Any]:
-    if not isinstance(node.value, list):
-        return False, None
-    item = get_args(option)[0]
-    return True, tuple(_value(item, child, f"{key}[{index}]", bounds) for index, child in enumerate(node.value))
-
-
-def _match_class(option: Any, node: Node, key: str) -> tuple[bool, Any]:
-    """A settings class matches a mapping; one with a `kind` only a mapping that names it (or names none, where it is the default)."""
-    if not isinstance(node.value, Mapping):
-        return False, None
-    kind = kind_of(option)
-    if kind is not None:
-        named = node.value.get("kind")
-        if named is not None and named.value != kind:
-            return False, None
-    return True, build(option, node, key)
-
-
-def kind_of(cls: Any) -> str | None:
-    """The value of a settings class's `kind: Literal["..."]`, or None."""
-    hint = get_type_hints(cls).get("kind")
-    return get_args(hint)[0] if hint is not None and get_origin(hint) is Literal else None
-
-
-def _inside(value: Any, bounds: Mapping[str, float]) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return True
-    return (
-        value >= bounds.get("minimum", -math.inf)
-        and value <= bounds.get("maximum", math.inf)
-        and value > bounds.get("above", -math.inf)
-        and value < bounds.get("below", math.inf)
-    ) or not bounds
-
-
-def expected(hint: Any, bounds: Mapping[str, float]) -> str:
-    """What a key takes, in words."""
-    return " or ".join(_expected_one(option, bounds) for option in _options(hint))
-
-
-def _expected_one(option: Any, bounds: Mapping[str, float]) -> str:
-    if option is type(None):
-        return "nothing (null)"
-    if get_origin(option) is Literal:
-        return " or ".join(f"'{one}'" if isinstance(one, str) else str(one).lower() for one in get_args(option))
-    if get_origin(option) is tuple:
-        return f"a list (each item {expected(get_args(option)[0], bounds)})"
-    if dataclasses.is_dataclass(option):
-        kind = kind_of(option)
-        return f"a mapping with kind: {kind}" if kind else "a mapping"
-    if get_origin(option) is dict:
-        return "a mapping"
-    words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
-    limits = " and ".join(f"{words[name]} {limit:g}" for name, limit in bounds.items()) if option in (int, float) else ""
-    return _NAMES.get(option, str(option)) + (f" {limits}" if limits else "")
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def to_plain(settings: Any) -> Any:
@@ -172,17 +162,6 @@ def to_plain(settings: Any) -> Any:
     return settings
 
 
-class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper, with text quoted wherever our loader could read it as something else."""
-
-
-def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
-    return dumper.represent_scalar("tag:yaml.org,2002:float", repr(value))
-
-
-_Dumper.add_representer(float, _represent_float)
-
-
 def to_yaml(settings: Any) -> str:
     """Settings as YAML that builds the same settings again."""
-    return yaml.dump(to_plain(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(to_plain(settings))

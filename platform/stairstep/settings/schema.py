@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .build import _options, to_plain
+from .build import to_plain
+from .hints import classes_of, items_of, options_of, values_of
 
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 _BOUNDS = {"minimum": "minimum", "maximum": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}
@@ -35,12 +36,15 @@ def _of_class(cls: Any) -> dict[str, Any]:
             entry = {"description": one.metadata["doc"], **entry}
         if one.default is not dataclasses.MISSING:
             entry["default"] = to_plain(one.default)
+        elif one.default_factory is not dataclasses.MISSING:
+            entry["default"] = to_plain(one.default_factory())
         properties[one.name] = entry
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
 def _of_hint(hint: Any, bounds: Mapping[str, float]) -> dict[str, Any]:
-    options = [_of_option(option, bounds) for option in _options(hint)]
+    classes_of(hint)
+    options = [_of_option(option, bounds) for option in options_of(hint)]
     return options[0] if len(options) == 1 else {"anyOf": options}
 
 
@@ -50,10 +54,14 @@ def _of_option(option: Any, bounds: Mapping[str, float]) -> dict[str, Any]:
     if get_origin(option) is Literal:
         return {"enum": list(get_args(option))}
     if get_origin(option) is tuple:
-        return {"type": "array", "items": _of_hint(get_args(option)[0], bounds)}
+        item, count = items_of(option)
+        length = {} if count is None else {"minItems": count, "maxItems": count}
+        return {"type": "array", "items": _of_hint(item, bounds), **length}
     if get_origin(option) is dict:
-        return {"type": "object", "additionalProperties": _of_hint(get_args(option)[1], bounds)}
+        return {"type": "object", "additionalProperties": _of_hint(values_of(option), bounds)}
     if dataclasses.is_dataclass(option):
         return _of_class(option)
+    if option not in _TYPES:
+        raise TypeError(f"{option}: this type is not one that a setting can have")
     limits = {_BOUNDS[name]: limit for name, limit in bounds.items()} if option in (int, float) else {}
     return {"type": _TYPES[option], **limits}
