@@ -21,11 +21,29 @@ class WorldSettings:
 
     kind: Literal["tinywiki"] = setting("tinywiki", doc="The kind of world.")
     seed: int = setting(0, doc="The seed of the world; another seed gives other articles and questions.", minimum=0)
-    articles: int = setting(60, doc="Articles in the world, distractors with near-equal titles included.", minimum=2)
-    questions: int = setting(40, doc="Questions in its question set.", minimum=1)
-    pairs: int = setting(400, doc="Query–tile pairs of the training split; validation and test are a tenth of it each.", minimum=1)
+    articles: int = setting(60, doc="Articles of the question set, three tiles each; half of them are distractors.", minimum=2)
+    questions: int = setting(40, doc="Questions in its question set, at most three for each article that is asked about.", minimum=1)
+    pairs: int = setting(400, doc="Query–tile pairs to train on; the validation and test splits have a tenth of it each.", minimum=1)
     text_pairs: int = setting(200, doc="Text pairs for the text warmup.", minimum=0)
+    near_duplicates: float = setting(
+        0.6, doc="Share of titles that have near-equal ones (Mara Velin the painter and the pilot).", minimum=0, maximum=1
+    )
+    paraphrases: float = setting(
+        0.5,
+        doc="Share of questions, in the text pairs and the question set but not in the pairs, that avoid the tile's words.",
+        minimum=0,
+        maximum=1,
+    )
+    layout_shift: float = setting(
+        0.5, doc="Share of articles in unusual layouts: light on dark, bands, values at the edge.", minimum=0, maximum=1
+    )
     folder: str | None = setting(None, doc="Where generated worlds are kept; default: a folder under the run root.")
+
+    def check(self) -> None:
+        """Every question asks for a fact of its own."""
+        most = 3 * (self.articles - self.articles // 2)
+        if self.questions > most:
+            raise SettingError("questions", f"expected at most {most} questions for {self.articles} articles, found {self.questions}")
 
 
 @dataclass(frozen=True)
