@@ -76,6 +76,9 @@ class ToyJournal:
         self.saved[step] = ({name: value.clone() for name, value in tensors.items()}, dict(record), weights, len(self.events))
         self.order.append(f"checkpoint@{step}")
 
+    def evaluating(self, step: int) -> None:
+        assert self.trainer is not None and self.trainer.progress.step == step
+
     def evaluated(self, step: int, best_step: int | None) -> None:
         self.best.append(best_step)
 

@@ -140,7 +140,7 @@ class Trainer:
         self.progress.step = step
         values = {"train/loss": report.loss, **{f"train/{name}": value for name, value in report.metrics.items()}}
         values |= {"train/gradient_norm": norm, **{f"rate/{group}": rate for group, rate in rates.items()}}
-        values |= {"time/step_s": time.perf_counter() - started, "time/wait_s": report.waited_s}
+        values |= {"time/step_seconds": time.perf_counter() - started, "time/wait_seconds": report.waited_s}
         self.journal.log(step, values)
 
     def _refuse(self, what: str, step: int, report: StepReport) -> None:
@@ -171,6 +171,7 @@ class Trainer:
             self.journal.log(self.progress.step, {f"validation/{name}": value for name, value in values.items()})
 
     def _evaluate(self, step: int) -> bool:
+        self.journal.evaluating(step)
         with self.averaged.in_place():
             report = self.task.evaluate(step)
         if report.metrics:

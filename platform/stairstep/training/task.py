@@ -57,6 +57,9 @@ class Journal(Protocol):
     def checkpoint(self, step: int) -> None:
         """Save task and trainer as they are now."""
 
+    def evaluating(self, step: int) -> None:
+        """An evaluation begins."""
+
     def evaluated(self, step: int, best_step: int | None) -> None:
         """An evaluation is complete; `best_step` leads on the selection split."""
 

@@ -1,0 +1,43 @@
+"""What every job shares: how a recipe and its overrides are read from a command line, and how a failure is told.
+
+A failure that the user can mend is one message and exit code 2 (bad input) or 1 (everything else); only our own defects show a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+
+from stairstep.settings import StairstepError
+from stairstep.tasks import Recipe, load_recipe
+
+
+def parser(purpose: str) -> argparse.ArgumentParser:
+    """A parser that takes a recipe and dotted overrides; a job adds its own flags."""
+    made = argparse.ArgumentParser(description=purpose.strip(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("recipe", help="recipe file, for example recipes/tinywiki.yaml")
+    made.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides, for example optim.steps=20")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
+    """Arguments and the recipe that they name; flags and overrides may stand in any order."""
+    options = made.parse_intermixed_args(arguments)
+    return options, load_recipe(options.recipe, options.overrides)
+
+
+def run(main: Callable[[list[str]], int]) -> None:
+    """Run a job's `main` and leave with its exit code."""
+    try:
+        code = main(sys.argv[1:])
+    except StairstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        code = 1
+    sys.exit(code)

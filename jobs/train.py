@@ -1,0 +1,48 @@
+"""Train a recipe, or go on with its run.
+
+python -m jobs.train recipes/tinywiki.yaml                       train, or resume
+python -m jobs.train recipes/tinywiki.yaml optim.steps=20        with overrides
+python -m jobs.train recipes/v8r.yaml --show                     print the resolved recipe
+python -m jobs.train recipes/v8r.yaml --dry-run                  build the model without weights or network, print what is trained
+"""
+
+from __future__ import annotations
+
+from jobs.common import parse, parser, run
+from stairstep.records import logging_setup
+from stairstep.settings import to_yaml
+from stairstep.tasks import Recipe
+
+
+def dry_run(recipe: Recipe) -> int:
+    """Build the model on the meta device and say what would be trained."""
+    from stairstep.models.load import build_on_meta, trainable_line
+
+    model, placement = build_on_meta(recipe.model)
+    print(placement.describe())
+    print(trainable_line(model))
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Train, or only show."""
+    made = parser(__doc__ or "")
+    made.add_argument("--show", action="store_true", help="print the recipe with everything that it extends, and stop")
+    made.add_argument("--dry-run", action="store_true", help="print the trained parameters, and stop")
+    options, recipe = parse(made, arguments)
+    if options.show:
+        print(to_yaml(recipe), end="")
+        return 0
+    if options.dry_run:
+        return dry_run(recipe)
+    from stairstep.cluster import train_recipe
+    from stairstep.tasks.resolve import resolve
+    from stairstep.tasks.run import outcome_line
+
+    logging_setup()
+    print(outcome_line(train_recipe(resolve(recipe))))
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

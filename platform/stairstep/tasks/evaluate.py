@@ -1,0 +1,62 @@
+"""Measuring an encoder state by itself, outside any training: the base, an adapter, or a run's checkpoint."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from stairstep.evaluation.question_set import RetrievalResult, open_store, write_result
+from stairstep.models.load import load_encoder
+from stairstep.objectives import Alone
+from stairstep.settings import InputError, RecipeError
+
+from .loading import RetrievalRows, load_question_sets, load_validation, tile_reader
+from .recipe import Recipe
+from .resolve import run_folder_path
+from .retrieval import RetrievalTask
+from .run import device_of
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured, its results and where they lie."""
+
+    what: str
+    results: list[RetrievalResult]
+    folder: Path
+
+
+def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None) -> Measured:
+    """Evaluate a resolved recipe's base, a checkpoint folder, or (neither given) the adapter that the recipe starts from."""
+    torch.set_num_threads(recipe.run.threads)
+    what, start, step = _subject(recipe, base, checkpoint)
+    if not recipe.evaluation.sets and not recipe.evaluation.pairs:
+        raise RecipeError("the recipe names nothing to evaluate on; add evaluation.sets or evaluation.pairs")
+    rows = RetrievalRows(validation=load_validation(recipe) if recipe.evaluation.pairs else (), question_sets=load_question_sets(recipe))
+    encoder = load_encoder(replace(recipe.model, start=start), device_of(recipe), trainable=False)
+    task = RetrievalTask(recipe, encoder, rows, tile_reader(recipe), Alone(), open_store(recipe.evaluation, Path(recipe.run.root)))
+    results = task.evaluate_sets()
+    folder = run_folder_path(recipe).parent / "evaluations" / f"{recipe.run.name}-{what}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, result in enumerate(results):
+        write_result(folder, step, result, primary=place == 0 and bool(rows.question_sets))
+    return Measured(what, results, folder)
+
+
+def _subject(recipe: Recipe, base: bool, checkpoint: Path | None) -> tuple[str, str | None, int]:
+    """The name of what is measured, its adapter folder and its step."""
+    if base:
+        return "base", None, 0
+    if checkpoint is not None:
+        if not checkpoint.is_dir():
+            raise InputError(f"{checkpoint}: there is no such checkpoint folder; expected one like runs/<name>/checkpoint-50")
+        named = _CHECKPOINT.fullmatch(checkpoint.resolve().name)
+        return checkpoint.resolve().name, str(checkpoint), int(named[1]) if named else 0
+    if recipe.model.start is None:
+        return "base", None, 0
+    return re.sub(r"[^\w.-]+", "-", Path(recipe.model.start).name), recipe.model.start, 0

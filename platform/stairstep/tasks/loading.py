@@ -1,0 +1,95 @@
+"""What a retrieval run reads before its first step: rows, question sets, and the check that no tile is missing.
+
+Log lines carry the exact counts, so that a person sees within seconds whether the data is what the recipe means.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from stairstep.data import (
+    PairRow,
+    QuestionSet,
+    Roots,
+    TextRow,
+    missing_tiles,
+    read_pairs,
+    read_question_set,
+    read_texts,
+)
+from stairstep.settings import DataError, RecipeError
+from stairstep.tiles import TileIds, TileReader
+
+from .recipe import Recipe
+from .resolve import data_base
+
+_LOG = logging.getLogger(__name__)
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class RetrievalRows:
+    """Rows by source, in the recipe's order of sources."""
+
+    train: tuple[list[PairRow], ...] = ()
+    validation: tuple[list[PairRow], ...] = ()
+    text: tuple[list[TextRow], ...] = ()
+    question_sets: tuple[QuestionSet, ...] = ()
+
+
+def load_question_sets(recipe: Recipe) -> tuple[QuestionSet, ...]:
+    """The recipe's question sets; two of one name are an error."""
+    base, roots = data_base(recipe), recipe.data.roots
+    sets = tuple(read_question_set(one, roots, base) for one in recipe.evaluation.sets)
+    names = [one.name for one in sets]
+    for one in sets:
+        if names.count(one.name) > 1:
+            raise RecipeError(f"evaluation.sets: two question sets are called '{one.name}'; give one of them another name")
+        _LOG.info("Loaded test '%s': %d questions, %d tiles from %s", one.name, len(one.questions), len(one.tiles), one.note)
+        if one.unreachable:
+            _LOG.warning("%s: %d golden articles have no tile; their questions cannot be hit", one.name, len(one.unreachable))
+    return sets
+
+
+def load_validation(recipe: Recipe) -> tuple[list[PairRow], ...]:
+    """The held-out pairs alone, for an evaluation without training."""
+    base = data_base(recipe)
+    return tuple(read_pairs(one, recipe.data.roots, base, recipe.data.hard_negatives) for one in recipe.data.validation)
+
+
+def load_rows(recipe: Recipe) -> RetrievalRows:
+    """Every row that training needs; an error names what the recipe lacks or which tile is missing."""
+    base, roots, negatives = data_base(recipe), recipe.data.roots, recipe.data.hard_negatives
+    train = tuple(read_pairs(one, roots, base, negatives) for one in recipe.data.train)
+    validation = load_validation(recipe)
+    text = tuple(read_texts(one, roots, base, negatives) for one in recipe.data.text) if recipe.phases.any_text else ()
+    for source, pairs in zip((*recipe.data.train, *recipe.data.validation), (*train, *validation), strict=True):
+        _LOG.info("Loaded %d valid pairs from %s", len(pairs), source.path)
+    for text_source, texts in zip(recipe.data.text, text, strict=False):
+        _LOG.info("Loaded %d text pairs from %s", len(texts), text_source.path)
+    if recipe.phases.any_text and not text:
+        raise RecipeError("phases asks for text steps, but the recipe names no text pairs; add data.text")
+    if not train and recipe.phases.text_warmup_steps < recipe.optim.steps:
+        raise RecipeError("the recipe has tile steps but no query–tile pairs; add data.train")
+    _check_tiles([row for rows in (*train, *validation) for row in rows], recipe, base)
+    return RetrievalRows(train, validation, text, load_question_sets(recipe))
+
+
+def tile_reader(recipe: Recipe) -> TileReader:
+    """The reader of the recipe's tiles, bound to its roots; ids of files are remembered under the run root."""
+    allowed = None
+    if recipe.data.roots:
+        roots = Roots(recipe.data.roots)
+        allowed = lambda path: roots.contains(os.path.realpath(path))  # noqa: E731
+    return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"))
+
+
+def _check_tiles(rows: list[PairRow], recipe: Recipe, base: Path) -> None:
+    missing = missing_tiles(rows, recipe.data.roots, base)
+    if missing:
+        shown = "\n".join(f"  {where}: {path}" for where, path in missing[:_SHOWN])
+        more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(f"{len(missing)} tiles are missing; fetch or unpack them, or correct these rows:\n{shown}{more}")

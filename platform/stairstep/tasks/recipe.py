@@ -1,0 +1,82 @@
+"""The recipe: one typed value that says everything about a run, composed from the settings that the rooms declare beside their code.
+
+Top keys are the same for every task. `load_recipe` is the only way from a file and overrides to a `Recipe`, and a sweep's trial takes
+it too, so that a trial and the same recipe run alone are built by the same code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from stairstep.data.settings import DataSettings
+from stairstep.evaluation.settings import EvaluationSettings
+from stairstep.models.settings import ModelSettings
+from stairstep.objectives.settings import ObjectiveSettings
+from stairstep.records.settings import CheckpointSettings, RunSettings, TrackerSettings
+from stairstep.settings import SettingError, apply_overrides, build, load_tree, setting, to_plain
+from stairstep.tiles.settings import TileSettings
+from stairstep.training.settings import OptimSettings, PhaseSettings
+
+
+@dataclass(frozen=True)
+class RetrievalTaskSettings:
+    """Contrastive fine-tuning of a bi-encoder that finds the tile that answers a question."""
+
+    kind: Literal["retrieval"] = setting("retrieval", doc="The kind of task.")
+    query_side: bool = setting(
+        False, doc="Train the query side alone: documents are encoded with the adapter off, so an index built before stays valid."
+    )
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """Where a run computes; nothing here changes its results beyond rounding."""
+
+    workers: int = setting(0, doc="Ray Train workers; 0 trains in this process, without Ray.", minimum=0)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", doc="Where each worker computes; auto: a GPU where there is one.")
+    cpus_per_worker: float = setting(1.0, doc="CPUs that Ray reserves for each worker.", above=0)
+    resources: dict[str, float] = setting(doc="Custom resources of each worker, to place it on a node group.", factory=dict)
+    address: str | None = setting(None, doc="Ray cluster to use; null: the one this runs on, or a new local one.")
+    max_failures: int = setting(2, doc="How often a lost worker may be replaced before the run fails.", minimum=0)
+    start_timeout_s: float = setting(300.0, doc="Longest wait for the workers' resources.", above=0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run, whole."""
+
+    run: RunSettings = setting(doc="Name, place, seed and resume rule of the run.", factory=RunSettings)
+    task: RetrievalTaskSettings = setting(doc="What the run does.", factory=RetrievalTaskSettings)
+    data: DataSettings = setting(doc="Rows in.", factory=DataSettings)
+    tiles: TileSettings = setting(doc="Pixels in.", factory=TileSettings)
+    model: ModelSettings = setting(doc="The encoder and its adapter.", factory=ModelSettings)
+    objective: ObjectiveSettings = setting(doc="Loss, temperature, masks and GradCache.", factory=ObjectiveSettings)
+    optim: OptimSettings = setting(doc="Optimizer, batch, steps and learning rates.", factory=OptimSettings)
+    phases: PhaseSettings = setting(doc="Text warmup, mix and curriculum.", factory=PhaseSettings)
+    evaluation: EvaluationSettings = setting(doc="When and on what the run is measured.", factory=EvaluationSettings)
+    checkpoints: CheckpointSettings = setting(doc="How often weights are kept, and how many.", factory=CheckpointSettings)
+    trackers: TrackerSettings = setting(doc="Where metrics go besides the run folder.", factory=TrackerSettings)
+    cluster: ClusterSettings = setting(doc="Workers and their resources.", factory=ClusterSettings)
+
+    def check(self) -> None:
+        """What no room can see alone."""
+        if self.phases.text_warmup_steps > self.optim.steps:
+            raise SettingError("phases.text_warmup_steps", f"{self.phases.text_warmup_steps} is more than optim.steps ({self.optim.steps})")
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a file with `key.path=value` overrides; a run without a name takes the file's."""
+    recipe = build(Recipe, apply_overrides(load_tree(path), overrides))
+    if recipe.run.name is None:
+        recipe = replace(recipe, run=replace(recipe.run, name=Path(path).stem))
+    return recipe
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """SHA-256 over the resolved recipe."""
+    return hashlib.sha256(json.dumps(to_plain(recipe), sort_keys=True).encode()).hexdigest()

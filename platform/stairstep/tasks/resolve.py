@@ -1,0 +1,68 @@
+"""From a recipe as written to a recipe as run: variables in roots, the generated world, and folders that must be whole.
+
+What comes out is what the run folder keeps, so that a run can be repeated without the environment that it was started in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from stairstep.settings import RecipeError
+from stairstep.tiny.tinywiki import ensure_world
+
+from .recipe import Recipe
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with `$VARIABLES` and `{world}` in its data paths filled in; its world is generated where it is absent."""
+    data = recipe.data
+    world = str(ensure_world(data.world, world_folder(recipe))) if data.world is not None else None
+
+    def fill(text: str, key: str) -> str:
+        if "{world}" in text:
+            if world is None:
+                raise RecipeError(f"{key}: '{text}' names {{world}}, but the recipe has no data.world; add it or give a path")
+            text = text.replace("{world}", world)
+        return _VARIABLE.sub(lambda found: _variable(found.group(1) or found.group(2), key), text)
+
+    data = replace(
+        data,
+        roots=tuple(os.path.abspath(fill(one, "data.roots")) for one in data.roots),
+        train=tuple(replace(one, path=fill(one.path, "data.train")) for one in data.train),
+        validation=tuple(replace(one, path=fill(one.path, "data.validation")) for one in data.validation),
+        text=tuple(replace(one, path=fill(one.path, "data.text")) for one in data.text),
+    )
+    sets = tuple(
+        replace(one, path=fill(one.path, "evaluation.sets"), tiles_dir=one.tiles_dir and fill(one.tiles_dir, "evaluation.sets"))
+        for one in recipe.evaluation.sets
+    )
+    return replace(recipe, data=data, evaluation=replace(recipe.evaluation, sets=sets))
+
+
+def world_folder(recipe: Recipe) -> Path:
+    """Where generated worlds lie: beside the runs, shared by all of them, unless the recipe says otherwise."""
+    named = recipe.data.world.folder if recipe.data.world is not None else None
+    return Path(named) if named is not None else Path(recipe.run.root) / "worlds"
+
+
+def data_base(recipe: Recipe) -> Path:
+    """The folder from which relative data paths count: the first root, or the working directory where there is none."""
+    return Path(recipe.data.roots[0]) if recipe.data.roots else Path.cwd()
+
+
+def run_folder_path(recipe: Recipe) -> Path:
+    """The folder of the recipe's run."""
+    assert recipe.run.name is not None, "load_recipe gives every run a name"
+    return Path(recipe.run.root) / recipe.run.name
+
+
+def _variable(name: str, key: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise RecipeError(f"{key}: the environment variable ${name} is not set; export it, or override {key}")
+    return value

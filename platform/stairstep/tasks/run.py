@@ -1,0 +1,226 @@
+"""A run from its recipe to its folder: opening or resuming it, the journal that the step loop writes to, and how it ends.
+
+The same function trains in one process and as one of several workers: the first worker owns the run folder, all read it. Checkpoints
+are complete or absent; the metric log is cut back to the last of them at a resume.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from stairstep.evaluation.question_set import open_store, write_result
+from stairstep.evaluation.table import score_table
+from stairstep.models.load import load_encoder
+from stairstep.objectives import Alone, Collective
+from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
+from stairstep.settings import InputError, to_plain, to_yaml
+from stairstep.training import Cadence, NonFiniteError, Outcome, Trainer
+
+from .loading import load_rows, tile_reader
+from .recipe import Recipe
+from .resolve import run_folder_path
+from .retrieval import RetrievalTask
+
+_LOG = logging.getLogger(__name__)
+TRAINER_TENSORS = "trainer.safetensors"
+TRAINER_RECORD = "trainer.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended, and where it lies."""
+
+    outcome: Outcome
+    folder: Path
+
+
+class RunJournal:
+    """The step loop's journal: the first worker writes, the others keep step with it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        task: RetrievalTask,
+        collective: Collective,
+        stop: Callable[[], bool],
+        reported: Callable[[int, Mapping[str, float]], None],
+    ) -> None:
+        self.recipe, self.folder, self.task, self.collective = recipe, folder, task, collective
+        self.first = collective.rank == 0
+        self.trainer: Trainer | None = None
+        self.tracker: Tracker = NoTracker()
+        self.progress = Progress(recipe.optim.steps, enabled=False)
+        self._stop, self._reported = stop, reported
+        self._best: int | None = None
+        self._looks: dict[str, float] = {}
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append an event; what is measured and not trained may come twice after a resume, and is kept once."""
+        trained = "train/loss" in values
+        if not trained:
+            self._looks |= dict(values)
+        if not self.first:
+            return
+        if trained:
+            self.folder.metrics.append(step, values)
+            self.tracker.log(step, values)
+            self.folder.heartbeat(step, "running")
+            self.progress.update(step, {**values, "lr": values.get("rate/llm", 0.0)})
+        elif self.folder.metrics.append_once(step, values):
+            self.tracker.log(step, values)
+            self.progress.note(_line(step, values))
+
+    def checkpoint(self, step: int) -> None:
+        """Write weights (averaged ones where there are), trainer state and, last of all, the marker."""
+        assert self.trainer is not None
+        if self.first:
+            tensors, record = self.trainer.state()
+            with self.folder.new_checkpoint(step) as place:
+                with self.trainer.averaged.in_place():
+                    self.task.save(place)
+                save_file({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, place / TRAINER_TENSORS)
+                write_json(place / TRAINER_RECORD, record)
+            self.tracker.commit(step)
+            self._prune(step)
+        self.collective.barrier()
+        self._reported(step, {"checkpoint": float(step)})
+
+    def evaluating(self, step: int) -> None:
+        """Say so in the status."""
+        if self.first:
+            self.folder.set_status("evaluating", step, self.recipe.optim.steps)
+
+    def evaluated(self, step: int, best_step: int | None) -> None:
+        """Write rows and summaries; checkpoints beyond the newest and the best go."""
+        self._best = best_step
+        if self.first:
+            for result in self.task.results:
+                primary = bool(self.task.rows.question_sets) and result is self.task.results[0]
+                write_result(self.folder.path, step, result, primary)
+                self.progress.note(f"step {step}\n{score_table(result.scores, result.name)}")
+            self._prune(step)
+            self.folder.set_status("running", step, self.recipe.optim.steps)
+        self._reported(step, dict(self._looks))
+        self._looks = {}
+
+    def stop_requested(self) -> bool:
+        """Asked by a signal, or by a file `stop` in the run folder that reaches workers on other machines."""
+        return self._stop() or (self.first and (self.folder.path / "stop").exists())
+
+    def _prune(self, step: int) -> None:
+        keep = self.recipe.checkpoints
+        best = {self._best} if keep.keep_best and self._best is not None else set()
+        self.folder.prune(keep.keep, {step, *best})
+
+
+def train(
+    recipe: Recipe,
+    collective: Collective | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    reported: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
+    console: bool = True,
+) -> Finished:
+    """Train a resolved recipe, or go on with its run; every worker calls this."""
+    workers = collective or Alone()
+    torch.set_num_threads(recipe.run.threads)
+    first = workers.rank == 0
+    path = run_folder_path(recipe)
+    folder = RunFolder.create(path) if first else RunFolder(path)
+    claim = folder.claim() if first else None
+    try:
+        if first:
+            open_run(folder, recipe)
+        workers.barrier()
+        task = build_task(recipe, workers)
+        journal = RunJournal(recipe, folder, task, workers, stop, reported)
+        cadence = Cadence(recipe.evaluation.loss_every, recipe.evaluation.every, recipe.checkpoints.every)
+        journal.trainer = trainer = Trainer(task, recipe.optim, recipe.phases, cadence, journal, workers)
+        checkpoints = folder.checkpoints()
+        if checkpoints:
+            _restore(trainer, task, checkpoints[-1].path)
+            _LOG.info("going on from %s", checkpoints[-1].path)
+        outcome = _run(recipe, folder, journal, trainer, task, console and first)
+        return Finished(outcome, path)
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def open_run(folder: RunFolder, recipe: Recipe) -> None:
+    """Make a claimed folder ready for this recipe's run, new or going on, or refuse."""
+    opening = folder.open_for(to_plain(recipe), recipe.run.resume)
+    if opening.state == "finished":
+        raise InputError(
+            f"{folder.path}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
+            "to delete it and start anew"
+        )
+    (folder.path / "stop").unlink(missing_ok=True)
+    folder.write_recipe(to_yaml(recipe))
+    folder.write_environment(from_step=opening.from_step)
+    folder.set_status("preparing", opening.from_step, recipe.optim.steps)
+
+
+def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Trainer, task: RetrievalTask, console: bool) -> Outcome:
+    outcome: Outcome | None = None
+    try:
+        if journal.first:
+            journal.tracker = open_trackers(recipe.trackers, folder, to_plain(recipe))
+            journal.progress = Progress(recipe.optim.steps, trainer.progress.step, enabled=console)
+        outcome = trainer.run()
+        if journal.first:
+            journal.tracker.commit(outcome.step)
+            folder.set_status("stopped" if outcome.reason == "stopped" else "finished", outcome.step, message=outcome.reason)
+        return outcome
+    except NonFiniteError as error:
+        if journal.first:
+            write_json(folder.path / "not_finite.json", {"step": error.step, "rows": list(error.rows)})
+        raise
+    finally:
+        task.close()
+        journal.progress.close()
+        journal.tracker.close(failed=outcome is None)
+        if outcome is None and journal.first:
+            folder.set_status("failed", trainer.progress.step)
+
+
+def _restore(trainer: Trainer, task: RetrievalTask, checkpoint: Path) -> None:
+    task.load(checkpoint)
+    record = json.loads((checkpoint / TRAINER_RECORD).read_text(encoding="utf-8"))
+    trainer.load(load_file(checkpoint / TRAINER_TENSORS), record)
+
+
+def device_of(recipe: Recipe) -> torch.device:
+    """Where this process computes."""
+    if recipe.cluster.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("cluster.device: cuda was asked for, but torch sees no GPU here; say cluster.device=auto")
+    if recipe.cluster.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def build_task(recipe: Recipe, collective: Collective) -> RetrievalTask:
+    """The recipe's task with its rows, encoder and tiles; logs the counts by which a person checks the setup."""
+    rows = load_rows(recipe)
+    encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
+    store = open_store(recipe.evaluation, Path(recipe.run.root)) if collective.rank == 0 else None
+    return RetrievalTask(recipe, encoder, rows, tile_reader(recipe), collective, store)
+
+
+def _line(step: int, values: Mapping[str, Any]) -> str:
+    return f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def outcome_line(finished: Finished) -> str:
+    """The last line that a person reads of a run."""
+    outcome = finished.outcome
+    best = f"; best on the selection split: step {outcome.best_step} ({outcome.best_score:.3f})" if outcome.best_step is not None else ""
+    return f"{outcome.reason} at step {outcome.step}{best}; {finished.folder}"
