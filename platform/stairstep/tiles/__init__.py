@@ -1,0 +1,35 @@
+"""Pixels in: from image files to the vision tower's input, equal in every bit to the model's own (torchvision) processor.
+
+A tile is read once (`TileReader`), resized once on the CPU (`resize`), and becomes patches on the device (`patches`).
+"""
+
+from .decode import FORMATS, decode_image
+from .geometry import FACTOR, MERGE, PATCH, PIXELS_PER_TOKEN, TEMPORAL, Geometry
+from .identity import TileIds, tile_id
+from .patches import PATCH_VALUES, patches
+from .pixels import RESAMPLER, resize, tile_key
+from .prefetch import Ahead
+from .reader import Tile, TileReader
+from .settings import TileSettings
+
+__all__ = [
+    "FACTOR",
+    "FORMATS",
+    "MERGE",
+    "PATCH",
+    "PATCH_VALUES",
+    "PIXELS_PER_TOKEN",
+    "RESAMPLER",
+    "TEMPORAL",
+    "Ahead",
+    "Geometry",
+    "Tile",
+    "TileIds",
+    "TileReader",
+    "TileSettings",
+    "decode_image",
+    "patches",
+    "resize",
+    "tile_id",
+    "tile_key",
+]
