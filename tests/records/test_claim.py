@@ -32,6 +32,7 @@ def test_a_second_process_is_refused_by_name_until_the_first_is_dead(tmp_path, s
         assert claim.held
         assert json.loads((tmp_path / ".lock").read_text()) == {"host": host_name(), "pid": os.getpid()}
     assert not claim.held
+    assert (tmp_path / ".lock").read_text() == ""
     claim.release()
     Claim(tmp_path).release()
 
@@ -73,7 +74,8 @@ def test_a_forked_worker_that_outlives_the_run_does_not_hold_it(tmp_path, script
         os.kill(worker, signal.SIGKILL)
 
 
-def _elsewhere(path, heartbeat, state="running"):
+def _elsewhere(path, heartbeat, state="running", holder="another"):
+    (path / ".lock").write_text(json.dumps({"host": holder, "pid": 77}) if holder else "")
     write_json(
         path / "status.json",
         {"state": state, "step": 5, "of": 9, "heartbeat": heartbeat, "pid": 77, "host": "another", "message": ""},
@@ -99,9 +101,19 @@ def test_a_run_of_another_host_that_stands_still_is_taken_over(tmp_path, caplog)
     assert "77 on another, has gone silent" in caplog.text
 
 
-@pytest.mark.parametrize(("age", "state"), [(0.0, "stopped"), (0.0, "finished"), (3600.0, "running")])
-def test_a_run_of_another_host_that_ended_or_is_long_silent_is_not_waited_for(tmp_path, age, state):
-    _elsewhere(tmp_path, time.time() - age, state)
+@pytest.mark.parametrize(
+    ("age", "state", "holder"),
+    [
+        (0.0, "stopped", "another"),
+        (0.0, "finished", "another"),
+        (3600.0, "running", "another"),
+        (0.0, "preparing", None),
+        (0.0, "running", host_name()),
+    ],
+    ids=["stopped", "finished", "long silent", "released", "of this host, where the lock is enough"],
+)
+def test_nothing_is_waited_for_where_nobody_can_be_at_work(tmp_path, age, state, holder):
+    _elsewhere(tmp_path, time.time() - age, state, holder)
     began = time.monotonic()
     Claim(tmp_path, watch_s=20.0).release()
     assert time.monotonic() - began < 2.0

@@ -34,8 +34,8 @@ _OWN_FILES = (
     "environment.json",
     "quarantine.jsonl",
     "report.html",
-    "failure.json",
     "not_finite.json",
+    "failure.json",
     "stop",
 )
 _OWN_FOLDERS = ("tensorboard", "wandb")
