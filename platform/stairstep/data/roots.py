@@ -24,6 +24,7 @@ class Roots:
         self.folders = tuple(os.path.realpath(folder) for folder in folders)
         self._prefixes = tuple(folder.rstrip("/") + "/" for folder in self.folders)
         self._real: dict[str, str] = {}
+        self._prefix_of: dict[tuple[str, str], str] = {}
 
     def contains(self, real: str) -> bool:
         """Whether an already resolved path is a root or lies in one."""
@@ -31,19 +32,29 @@ class Roots:
 
     def place(self, text: str, folder: str) -> str:
         """The path `text` (relative to `folder`, or absolute) with its parent folder resolved; ValueError says what is wrong with it."""
-        head, _, name = text.rpartition("/")
+        cut = text.rfind("/") + 1
+        head, name = text[:cut], text[cut:]
         if name in ("", ".", ".."):
             raise ValueError(f"expected the path of a file, found '{text}'")
         if "\0" in text:
             raise ValueError(f"expected the path of a file, found a zero character in {text!r}")
-        key = os.path.join(folder, "/" + head if text.startswith("/") else head)
-        parent = self._real.get(key)
-        if parent is None:
-            parent = os.path.realpath(key)
+        prefix = self._prefix_of.get((folder, head))
+        if prefix is None:
+            parent = self._resolved(os.path.join(folder, head).rstrip("/") or "/")
             if not self.contains(parent):
                 raise ValueError(f"'{text}' leads to {self.outside(os.path.join(parent, name))}")
-            self._real[key] = parent
-        return f"{parent}/{name}" if parent != "/" else f"/{name}"
+            prefix = self._prefix_of[folder, head] = parent.rstrip("/") + "/"
+        return prefix + name
+
+    def _resolved(self, folder: str) -> str:
+        """The folder with its links resolved: one system call for each further folder in a folder that is known already."""
+        above, name = os.path.split(folder)
+        if name in ("", ".", ".."):
+            return os.path.realpath(folder)
+        if above not in self._real:
+            self._real[above] = os.path.realpath(above)
+        joined = os.path.join(self._real[above], name)
+        return os.path.realpath(joined) if os.path.islink(joined) else joined
 
     def outside(self, real: str) -> str:
         """The end of a message about a resolved path that lies in no root."""
