@@ -240,6 +240,8 @@ def test_what_is_refused(text, message):
         ("loss: {smothing: 1}", "unknown key 'loss.smothing'; did you mean 'loss.smoothing'?"),
         ("loss: {kind: siglip, smoothing: 0}", "unknown key 'loss.smoothing' where kind is siglip; known here: bias, kind"),
         ("losses: [{kind: siglip, bais: 0}]", "unknown key 'losses[0].bais' where kind is siglip; did you mean 'losses[0].bias'?"),
+        ("warmup: 5", "unknown key 'warmup'; did you mean 'schedule.warmup'?"),  # the same name one level down
+        ("smoothing: 5", "unknown key 'smoothing'; did you mean 'loss.smoothing'?"),
         ("schedule: {q: 5}", "unknown key 'schedule.q'; known here: floor, warmup"),
         ("schedule: {extends: base.yaml}", "unknown key 'schedule.extends'; known here: floor, warmup"),
     ],

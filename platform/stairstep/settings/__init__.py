@@ -3,7 +3,7 @@
 from .build import build, to_plain, to_yaml
 from .errors import DataError, InputError, RecipeError, StairstepError, TileError, TrainingError, UnreachableError
 from .fields import SettingError, setting
-from .nodes import Node, Origin, from_plain
+from .nodes import Node, Origin, describe, from_plain
 from .schema import json_schema
 from .tree import apply_overrides, load_tree, merge
 from .yaml_text import parse_yaml
@@ -21,6 +21,7 @@ __all__ = [
     "UnreachableError",
     "apply_overrides",
     "build",
+    "describe",
     "from_plain",
     "json_schema",
     "load_tree",

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
 from .fields import SettingError, inside
-from .hints import classes_of, expected, items_of, kinds_of, options_of, values_of
+from .hints import classes_of, expected, items_of, keys_below, kinds_of, options_of, values_of
 from .nodes import Node, describe
 from .yaml_text import dump_yaml
 
@@ -30,7 +30,7 @@ def build(cls: type[T], tree: Node, key: str = "") -> T:
     fields = {one.name: one for one in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name, child in tree.value.items():
         if name not in fields:
-            raise RecipeError(f"{child.origin}: unknown key '{_join(key, name)}'{_nearest(name, fields, key, tree)}")
+            raise RecipeError(f"{child.origin}: unknown key '{_join(key, name)}'{_nearest(name, cls, key, tree)}")
     values: dict[str, Any] = {}
     for name, one in fields.items():
         if name in tree.value:
@@ -54,10 +54,13 @@ def _join(key: str, name: str) -> str:
     return ".".join(part for part in (key, name) if part)
 
 
-def _nearest(name: str, known: Mapping[str, Any], key: str, tree: Node) -> str:
+def _nearest(name: str, cls: Any, key: str, tree: Node) -> str:
+    """What a person may have meant by an unknown key: the same name further down, a like name here, or else one of these."""
+    known = [one.name for one in dataclasses.fields(cls)]
     kind = tree.value["kind"].value if "kind" in known and "kind" in tree.value else None
     where = f" where kind is {kind}" if isinstance(kind, str) else ""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    below = [dotted for dotted in keys_below(cls) if dotted.endswith(f".{name}")]
+    close = below[:1] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f"{where}; did you mean '{_join(key, close[0])}'?"
     return f"{where}; known here: " + (", ".join(sorted(known)) or "no key at all")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 SCALARS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -32,6 +32,16 @@ def kinds_of(cls: Any) -> tuple[str, ...]:
     """The values of a settings class's `kind: Literal["..."]`; empty for a class without one."""
     hint = get_type_hints(cls).get("kind")
     return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def keys_below(cls: Any) -> Iterator[str]:
+    """The dotted keys of a settings class and of the classes in it, nearest first; items of lists are no keys."""
+    deeper = []
+    for name, hint in get_type_hints(cls).items():
+        yield name
+        deeper += [(name, option) for option in classes_of(hint)]
+    for name, option in deeper:
+        yield from (f"{name}.{key}" for key in keys_below(option))
 
 
 def items_of(option: Any) -> tuple[Any, int | None]:
