@@ -67,19 +67,38 @@ class FakeReader:
     def id(self, path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def ahead(self, paths: Sequence[Path]) -> Iterator[SimpleNamespace]:
-        try:
-            for path in paths:
-                data = path.read_bytes()
-                if b"broken" in data:
-                    raise ValueError(f"{path}: broken")
-                h, w = map(int, data.split(b":")[0].split(b"x"))
-                seed = int.from_bytes(hashlib.sha256(data).digest()[:7], "little")
-                pixels = torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-                self.decoded.append(path)
-                yield SimpleNamespace(id=self.id(path), path=path, pixels=pixels)
-        finally:
-            self.closed += 1
+    def ahead(self, paths: Sequence[Path]) -> Stream:
+        return Stream(self, iter(paths))
+
+
+class Stream(Iterator[SimpleNamespace]):
+    """Like the reader's own: no generator, so nothing closes it but its user."""
+
+    def __init__(self, reader: FakeReader, paths: Iterator[Path]) -> None:
+        self.reader, self.paths = reader, paths
+
+    def __next__(self) -> SimpleNamespace:
+        path = next(self.paths)
+        data = path.read_bytes()
+        if b"broken" in data:
+            raise ValueError(f"{path}: broken")
+        h, w = map(int, data.split(b":")[0].split(b"x"))
+        seed = int.from_bytes(hashlib.sha256(data).digest()[:7], "little")
+        pixels = torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        self.reader.decoded.append(path)
+        return SimpleNamespace(id=self.reader.id(path), path=path, pixels=pixels)
+
+    def close(self) -> None:
+        self.reader.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Shapes this small gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -53,9 +53,9 @@ def test_waiting_tiles_are_bounded_when_every_tile_has_its_own_size(fakes, tiles
         return type(encoder).encode_tiles(encoder, pixels)
 
     encoder.encode_tiles = watch
-    Embedder(encoder, 50).tiles(paths, reader)
+    Embedder(encoder, 100).tiles(paths, reader)
     assert sum(encoder.tile_batches) == 40
-    assert most < 25, "tiles without mates pile up"
+    assert 10 < most < 32, "tiles without mates pile up"
 
 
 def test_equal_tiles_are_computed_once(fakes, tiles) -> None:

@@ -48,10 +48,11 @@ def test_equals_a_full_sort_with_ties_by_id(seed: int, key_bytes: int) -> None:
 
 
 def test_tie_keys_may_be_tuples_and_negative_zero_ties_with_zero() -> None:
-    documents = torch.tensor([[0.0], [-0.0], [0.0], [-1.0]])
+    documents = torch.tensor([[0.0], [-1e-30], [0.0], [-1.0]])
     ties = [("b", "2"), ("a", "9"), ("b", "1"), ("a", "0")]
-    best = top_k(torch.tensor([[1.0]]), Candidates.of(documents, ties), 4)
+    best = top_k(torch.tensor([[1e-30]]), Candidates.of(documents, ties), 4)  # the second product is -1e-60: -0.0 in float32
     assert best.indexes.tolist() == [[1, 2, 0, 3]]
+    assert best.scores[0, :3].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_scores_do_not_depend_on_block_shapes_or_float32_precision_settings() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KEY_BYTES = 256 * 2**20  # memory for the keys of one block of queries against all candidates
+KEY_BYTES = 64 * 2**20  # memory for the keys of one block of queries against all candidates; about three times that in all
 _BLOCK = 4096  # documents widened to float64 at a time
 
 
@@ -96,15 +96,17 @@ def score_of(keys: Tensor) -> Tensor:
 
 def _scores(queries: Tensor, documents: Tensor) -> Tensor:
     wide = queries.detach().double()
-    parts = [(wide @ block.detach().double().T).float() for block in documents.split(_BLOCK)]
-    scores = torch.cat(parts, dim=1) + 0.0  # adding zero turns -0.0 into 0.0, which must not order before it
+    scores = torch.empty((len(queries), len(documents)), dtype=torch.float32, device=documents.device)
+    for start in range(0, len(documents), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        scores[:, block] = wide @ documents[block].detach().double().T
     if not torch.isfinite(scores).all():
         raise ValueError("a score is not finite: an embedding is broken")
-    return scores
+    return scores.add_(0.0)  # adding zero turns -0.0 into 0.0, which must not order before it
 
 
 def _keys(scores: Tensor, order: Tensor) -> Tensor:
     # The bits of a float32 order like a signed integer once those of negative numbers are turned round.
     bits = scores.view(torch.int32)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return ordered.to(torch.int64) * 2**32 + (len(order) - 1 - order)
+    ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    return ordered.to(torch.int64).mul_(2**32).add_(len(order) - 1 - order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stairstep.data.settings import QuestionSetSource
 from stairstep.settings import setting
@@ -13,6 +14,15 @@ class EvaluationSettings:
     """When and on what a run is measured."""
 
     every: int = setting(50, doc="Steps between evaluations on the question sets; step 0 and the last are always among them.", minimum=1)
+    loss_every: int = setting(25, doc="Steps between validation losses; step 0 and the last are always among them; 0: none.", minimum=0)
+    loss_batches: int = setting(
+        5,
+        doc="Batches of the validation loss: a fixed sample of the whole split, with as many candidates a query as in training.",
+        minimum=0,
+    )
+    selection_metric: Literal["hit@1", "hit@3", "hit@5", "hit@10", "mrr", "ndcg@5", "ndcg@10"] = setting(
+        "hit@1", doc="Metric of the primary set whose value on the selection split picks the best checkpoint and stops early."
+    )
     sets: tuple[QuestionSetSource, ...] = setting((), doc="Question sets; the first is the primary one, whose rows lie in the run folder.")
     pairs: int = setting(
         0,
