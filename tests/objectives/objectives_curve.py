@@ -1,28 +1,29 @@
-"""Twenty steps of the toy on any collective, text-only steps among them; run as a script it is one process of a real gloo group.
+"""Twenty steps of the toy on any collective, text-only steps among them; run as a script, on a real gloo group.
 
-    python objectives_curve.py RANK SIZE RENDEZVOUS_FILE OUTPUT_FOLDER
+python objectives_curve.py PROCESSES OUTPUT_FOLDER
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing
 from objectives_toy import ToyEncoder, gradients, make_case
 
 from stairstep.objectives import Collective, ObjectiveSettings, ProcessGroup, build_objective, cached_step
 
-STEPS = 20
+STEPS, RATE = 20, 0.05
 
 
 def curve(collective: Collective, dtype: torch.dtype = torch.float32, steps: int = STEPS) -> dict[str, Any]:
     """Losses by step, and the gradients of the first tile step and of the first text step."""
     encoder, objective = ToyEncoder(dtype=dtype), build_objective(ObjectiveSettings()).to(dtype)
     parameters, learned = encoder.trained(), list(objective.parameters())
-    optimizer = torch.optim.AdamW([{"params": parameters, "lr": 1e-2}, {"params": learned, "lr": 1e-2, "weight_decay": 0.0}])
     losses, first = [], {}
     for step in range(steps):
         tiles = step % 4 != 1
@@ -41,9 +42,12 @@ def curve(collective: Collective, dtype: torch.dtype = torch.float32, steps: int
         losses.append(output.loss)
         if step < 2:
             first[step] = gradients(encoder, objective)
-        optimizer.step()
+        with torch.no_grad():  # plain descent: unlike Adam's, its curve shows a gradient that is too long
+            for one in parameters + learned:
+                if one.grad is not None:
+                    one.sub_(RATE * one.grad)
+                    one.grad = None
         objective.clamp_()
-        optimizer.zero_grad()
     return {"losses": losses, "gradients": first, "weights": [one.detach().clone() for one in parameters + learned]}
 
 
@@ -65,10 +69,10 @@ def exchanges(group: ProcessGroup) -> dict[str, Any]:
     return found
 
 
-def main(rank: int, size: int, rendezvous: str, folder: str) -> None:
+def main(rank: int, size: int, folder: str) -> None:
     """One process: once in a group of the first two, once in the group of all."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     pair = dist.new_group([0, 1])
     results = {}
     if rank < 2:
@@ -81,4 +85,7 @@ def main(rank: int, size: int, rendezvous: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    # Forked, so that torch (and what its backward imports at first use) is imported once; nothing has been computed yet that had threads.
+    importlib.import_module("torch.fx.experimental.symbolic_shapes")
+    processes, output = int(sys.argv[1]), sys.argv[2]
+    torch.multiprocessing.start_processes(main, args=(processes, output), nprocs=processes, start_method="fork")

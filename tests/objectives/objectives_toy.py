@@ -10,9 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stairstep.objectives import Candidates, Chunk, GradCacheSettings, LossOutput, MaskSettings, Objective
+from stairstep.objectives import (
+    Candidates,
+    Chunk,
+    GradCacheSettings,
+    LossOutput,
+    MaskSettings,
+    Objective,
+    chunk_randomness,
+    cut_batch,
+    distinct,
+)
 from stairstep.objectives import candidates as candidates_of
-from stairstep.objectives import chunk_randomness, cut_batch, distinct
 
 SEED, STEP = 7, 3
 
@@ -20,8 +29,9 @@ SEED, STEP = 7, 3
 class ToyEncoder(nn.Module):
     """A frozen layer with LoRA (B randomised) and dropout for both sides, and a trained layer of its own for tiles."""
 
-    def __init__(self, width: int = 12, dimension: int = 8, rank: int = 3, dropout: float = 0.3, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, dropout: float = 0.3, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
+        width, dimension, rank = 12, 8, 3
         draw = torch.Generator().manual_seed(11)
 
         def matrix(*shape: int) -> nn.Parameter:
@@ -39,11 +49,12 @@ class ToyEncoder(nn.Module):
 
     def forward(self, inputs: Tensor, tiles: bool) -> Tensor:
         self.forwards += 1
+        linear = nn.functional.linear
         if tiles:
-            inputs = torch.tanh(inputs @ self.vit.T)
-        low = self.dropout(inputs) @ self.lora_a.T @ self.lora_b.T
-        hidden = torch.tanh(inputs @ self.base.T + low)
-        return nn.functional.normalize(self.dropout(hidden) @ self.head.T, dim=-1)
+            inputs = torch.tanh(linear(inputs, self.vit))
+        low = linear(linear(self.dropout(inputs), self.lora_a), self.lora_b)
+        hidden = torch.tanh(linear(inputs, self.base) + low)
+        return nn.functional.normalize(linear(self.dropout(hidden), self.head), dim=-1)
 
 
 @dataclass

@@ -62,7 +62,7 @@ class _Chance:
     device: torch.device
 
     def run(self, encode: Encode, chunk: Chunk) -> Tensor:
-        # Autocast caches a parameter's low-precision copy; one that was made without a graph would cut the gradient of the next chunk.
+        # Autocast may cache a parameter's low-precision copy; one made without a graph would cut the gradient of the next chunk.
         torch.clear_autocast_cache()
         with chunk_randomness(self.seed, self.step, chunk.index, self.device):
             embeddings = encode(chunk)
