@@ -49,7 +49,7 @@ lock: setup
 	$(UV) pip compile pyproject.toml --extra vllm --extra dev $(LOCK) -o requirements/vllm.txt
 	grep -oE '^[A-Za-z0-9_.-]+==[^ ;\\]+' requirements/vllm.txt > $(VENV)/constraints.txt
 	$(UV) pip compile pyproject.toml --extra dev $(LOCK) -c $(VENV)/constraints.txt -o requirements/base.txt
-LOCK := -q --upgrade --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header
+LOCK := -q --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 """The learning rate is a function of the update alone, and reaches what it promises."""
 
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_cosine_falls_from_one_towards_its_floor() -> None:
     rates = curve(ScheduleSettings("cosine", warmup_steps=2, minimum=0.1), 102)
     assert rates[1] == rates[2] == 1.0
     assert rates[52] == pytest.approx(0.1 + 0.9 * 0.5, abs=1e-12)
-    assert all(later < earlier for earlier, later in zip(rates[2:], rates[3:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[2:]))
     assert rates[-1] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.99)))
 
 

@@ -1,8 +1,8 @@
 """Training under Ray Train: the very loop of `tasks.run`, on N workers whose process group Ray has set up.
 
-Ray places and restarts workers and is told metrics; checkpoints belong to the run folder, from which a restarted group goes on. `fit()` runs
-off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: it becomes a file in the run folder, which the first worker reads at the
-end of a step and all workers agree on. An error that a retry cannot mend is written down, so that a restarted group returns it at once.
+Ray places and restarts workers and is told metrics; checkpoints belong to the run folder, from which a restarted group goes on. `fit()`
+runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: it becomes a file in the run folder, which the first worker reads
+at the end of a step and all workers agree on. An error that a retry cannot mend is written down: a restarted group returns it at once.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def train_on_ray(recipe: Recipe) -> Finished:
 
 def _trainer(recipe: Recipe, name: str, storage: Path, attempt: str) -> TorchTrainer:
     cluster = recipe.cluster
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would show every progress line twice
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.start_timeout_s))
     gpu = cluster.device == "cuda" or (cluster.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **cluster.resources}
@@ -143,6 +144,7 @@ def work(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     workers = ProcessGroup()
     logging_setup(rank=workers.rank)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
 
     def reported(step: int, values: Mapping[str, float]) -> None:
         ray_report({"step": step, "run_folder": str(path), "time": time.time(), **values})

@@ -21,7 +21,7 @@ from stairstep.evaluation.table import score_table
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
-from stairstep.settings import InputError, to_plain, to_yaml
+from stairstep.settings import InputError, to_plain
 from stairstep.training import Cadence, NonFiniteError, Outcome, Trainer
 
 from .loading import load_rows, tile_reader
@@ -77,7 +77,8 @@ class RunJournal:
             self.progress.update(step, {**values, "lr": values.get("rate/llm", 0.0)})
         elif self.folder.metrics.append_once(step, values):
             self.tracker.log(step, values)
-            self.progress.note(_line(step, values))
+            if any(name.startswith("validation/") for name in values):
+                self.progress.note(_line(step, values))
 
     def checkpoint(self, step: int) -> None:
         """Write weights (averaged ones where there are), trainer state and, last of all, the marker."""
@@ -164,7 +165,6 @@ def open_run(folder: RunFolder, recipe: Recipe) -> None:
             "to delete it and start anew"
         )
     (folder.path / "stop").unlink(missing_ok=True)
-    folder.write_recipe(to_yaml(recipe))
     folder.write_environment(from_step=opening.from_step)
     folder.set_status("preparing", opening.from_step, recipe.optim.steps)
 

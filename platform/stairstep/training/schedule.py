@@ -23,9 +23,9 @@ def _factor(schedule: ScheduleSettings, update: int, steps: int) -> float:
     warmup = min(schedule.warmup_steps, steps)
     if update <= warmup:
         return update / warmup
-    if schedule.kind == "constant":
+    if schedule.shape == "constant":
         return 1.0
     progress = (update - 1 - warmup) / max(1, steps - warmup)
-    if schedule.kind == "cosine_restarts":
+    if schedule.shape == "cosine_restarts":
         progress = (progress * schedule.cycles) % 1.0
     return schedule.minimum + (1 - schedule.minimum) * 0.5 * (1 + math.cos(math.pi * progress))

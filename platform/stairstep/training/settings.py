@@ -12,10 +12,10 @@ from stairstep.settings import SettingError, setting
 class ScheduleSettings:
     """The learning rate over the run, as a factor on each group's own rate; a function of the step alone."""
 
-    kind: Literal["constant", "cosine", "cosine_restarts"] = setting("cosine", doc="Shape after the warmup.")
+    shape: Literal["constant", "cosine", "cosine_restarts"] = setting("cosine", doc="Shape after the warmup.")
     warmup_steps: int = setting(0, doc="Updates over which the rate rises linearly to full.", minimum=0)
     minimum: float = setting(0.0, doc="Floor of the cosine, as a share of the full rate.", minimum=0, maximum=1)
-    cycles: int = setting(1, doc="Number of cosines with kind cosine_restarts.", minimum=1)
+    cycles: int = setting(1, doc="Number of cosines with shape cosine_restarts.", minimum=1)
     fresh_after_text_warmup: bool = setting(False, doc="Start the schedule anew, warmup included, when the text warmup ends.")
 
 
