@@ -92,3 +92,15 @@ def test_pair_metrics_follow_from_the_rank() -> None:
     assert pair_metrics(1) == {"hit@1": True, "hit@3": True, "hit@5": True, "hit@10": True, "reciprocal_rank": 1.0}
     assert pair_metrics(4) == {"hit@1": False, "hit@3": False, "hit@5": True, "hit@10": True, "reciprocal_rank": 0.25}
     assert not any(pair_metrics(11)[key] for key in ("hit@1", "hit@3", "hit@5", "hit@10"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_retrieves_as_the_cpu_does() -> None:
+    generator = torch.Generator().manual_seed(2)
+    queries, documents = (torch.randint(-2, 3, (count, 8), generator=generator).float() for count in (40, 3000))
+    ties, articles = [f"{one * 7919 % 3000:05d}" for one in range(3000)], [f"a{one % 700}" for one in range(3000)]
+    golden = [[f"a{one}", f"a{one + 680}"] for one in range(40)]
+    here = retrieve(queries, Candidates.of(documents, ties), articles, golden, 10)
+    there = retrieve(queries.cuda(), Candidates.of(documents.cuda(), ties), articles, golden, 10)
+    assert here == there
