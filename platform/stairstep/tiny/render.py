@@ -164,7 +164,7 @@ class _Page:
         """Draws text from `pen` on and returns where the pen then stands."""
         height, width, _ = self.pixels.shape
         cover = np.zeros((height, width), dtype=np.uint8)
-        start, first, last = pen, height, 0
+        start, end, first, last = pen, pen, height, 0
         for character in text:
             one = glyph(self.font, self.size, bold, character)
             rows, columns = one.mask.shape
@@ -172,13 +172,14 @@ class _Page:
             pen += one.advance
             x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + columns, width), min(top + rows, height)
             if x1 > x0 and y1 > y0:
-                spot = cover[y0:y1, x0:x1]
-                np.maximum(spot, one.mask[y0 - top : y1 - top, x0 - left : x1 - left], out=spot)
+                under = cover[y0:y1, x0:x1]
+                np.maximum(under, one.mask[y0 - top : y1 - top, x0 - left : x1 - left], out=under)
                 self.characters.append((character, x0, y0, x1, y1))
-                start, first, last = min(start, x0), min(first, y0), max(last, y1)
-        amount = cover[first:last, start:, None].astype(np.int32)
-        under = self.pixels[first:last, start:]
-        self.pixels[first:last, start:] = (under * (255 - amount) + np.array(ink, dtype=np.int32) * amount + 127) // 255
+                start, end, first, last = min(start, x0), max(end, x1), min(first, y0), max(last, y1)
+        # 255 · 255 + 127 fits 16 bits.
+        spot = (slice(first, last), slice(start, end))
+        amount = cover[spot][..., None].astype(np.uint16)
+        self.pixels[spot] = (self.pixels[spot] * (255 - amount) + np.array(ink, dtype=np.uint16) * amount + 127) // 255
         return pen
 
 
@@ -225,4 +226,4 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
         places = np.searchsorted(keys, wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
         image = Image.fromarray(places.astype(np.uint8))
         image.putpalette([part for colour in colours for part in colour])
-    image.save(path, format="PNG", compress_level=6)
+    image.save(path, format="PNG", compress_level=3)
