@@ -86,3 +86,65 @@ def test_the_nccl_group_moves_what_it_is_given(tmp_path):
         group.barrier()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_auto_leaves_room_on_a_crowded_device():
+    free, total = torch.cuda.mem_get_info(CUDA)
+    filler = torch.empty(free - total // 13, dtype=torch.uint8, device=CUDA)
+    values = total // 400 // 4 // 2  # two saved tensors of float32: a graph is a four-hundredth of the device
+    weight = torch.nn.Parameter(torch.ones(1, device=CUDA))
+    case = make_case(rows=8, hard=1, duplicates=False, dtype=torch.float32, device="cuda:0")
+    inputs = torch.zeros(values, device=CUDA)
+
+    def encode(chunk):
+        activations = (inputs * weight).sin().cos()
+        rows = case.queries if chunk.side == "query" else case.documents
+        return torch.nn.functional.normalize(rows[list(chunk.positions)] + activations.mean() * weight, dim=-1)
+
+    objective = build_objective(ObjectiveSettings()).to(CUDA)
+    chunks = case.chunks(chunk_items=1)
+    output = cached_step(chunks, encode, case.loss(objective), parameters=[weight], seed=1, step=1, keep_graphs_mb="auto", device=CUDA)
+    del filler
+    assert 0 < output.own_kept_chunks < len(chunks)
+    assert output.own_kept_mb == pytest.approx(output.own_kept_chunks * 2 * values * 4 / 2**20, rel=0.01, abs=values * 4 / 2**20)
+    assert weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_real_encoder_on_the_device(dtype):
+    pytest.importorskip("peft")
+    from stairstep.models.load import load_encoder
+    from stairstep.models.settings import AdapterSettings, ModelSettings
+
+    settings = ModelSettings(base="tiny-embedder", dtype=dtype, adapter=AdapterSettings(rank=4, dropout=0.2))
+    case = make_case(rows=4, hard=1, dtype=torch.float32, device="cuda:0")
+    draw = torch.Generator().manual_seed(5)
+    tiles = [torch.randint(0, 256, (3, 64, 96), generator=draw, dtype=torch.uint8) for _ in case.documents]
+    found = {}
+    for kind in ("again", 0, "auto", "full"):
+        encoder = load_encoder(settings, CUDA, trainable=True).train()
+        trained = [one for members in encoder.groups().values() for _, one in members]
+        with torch.no_grad():
+            for number, one in enumerate(trained):
+                generator = torch.Generator().manual_seed(number)
+                one += 0.05 * torch.randn(one.shape, generator=generator).to(one.device)
+
+        def encode(chunk, encoder=encoder):
+            if chunk.side == "query":
+                return encoder.encode_texts([f"question {place}" for place in chunk.positions], "query")
+            return encoder.encode_tiles([tiles[place] for place in chunk.positions])
+
+        objective = build_objective(ObjectiveSettings()).to(CUDA)
+        if kind == "full":
+            case.encode = lambda _, encode=encode: encode
+            full_backward(case, case.chunks(chunk_items=4), encoder, objective)
+        else:
+            given = {"parameters": trained, "loss_parameters": list(objective.parameters()), "device": CUDA}
+            keep = kind if kind == "auto" else 0
+            chunks = case.chunks(chunk_items=4)
+            cached_step(chunks, encode, case.loss(objective), seed=SEED, step=STEP, keep_graphs_mb=keep, **given)
+        found[kind] = gradients(encoder, objective)
+    for kind in ("again", "auto", "full"):
+        print(dtype, kind, worst_error(found[0], found[kind]))
+    assert worst_error(found[0], found["full"]) <= (1e-5 if dtype == "float32" else 0.05)
+    assert worst_error(found["auto"], found[0]) <= (1e-5 if dtype == "float32" else 0.05)
