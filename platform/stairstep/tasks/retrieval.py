@@ -75,8 +75,7 @@ class FrozenDocuments:
 
     def state_digest(self) -> str:
         """The bare base's digest."""
-        with self._encoder.adapter_disabled():
-            return self._encoder.state_digest()
+        return self._encoder.state_digest(adapter=False)
 
 
 class RetrievalTask:
