@@ -10,10 +10,12 @@ CPU = torch.device("cpu")
 MIB = 2**20
 
 
-def _run(budget, chunk, mib):
-    """A chunk whose graph holds `mib` MiB: sin saves its input."""
+def _run(budget, chunk, mib, held=None):
+    """A chunk whose graph holds `mib` MiB (sin saves its input); `held` keeps the graph alive, as a step does."""
     with budget.measuring():
-        (torch.zeros(mib, MIB // 4, requires_grad=True) * 1.0).sin()
+        graph = (torch.zeros(mib, MIB // 4, requires_grad=True) * 1.0).sin()
+    if held is not None:
+        held.append(graph)
     return budget.accepts(chunk)
 
 
@@ -33,24 +35,24 @@ def test_storages_count_once_and_parameters_not():
 
 
 def test_what_an_earlier_kept_graph_holds_is_not_counted_again():
-    budget, shared = GraphBudget(100, CPU), torch.randn(MIB)
+    budget, shared, held = GraphBudget(100, CPU), torch.randn(MIB), []
     for _ in range(2):
         with budget.measuring():
-            _kept = shared * torch.ones(1, requires_grad=True)
+            held.append(shared * torch.ones(1, requires_grad=True))
         assert budget.accepts(_chunk(1))
     assert budget.kept_bytes == shared.nbytes
 
 
 def test_chunks_are_kept_as_long_as_they_fit():
     budget = GraphBudget(10, CPU)
-    kept = []
+    kept, held = [], []
     for mib in (4, 4, 4):
         chunk = _chunk(cost=100 * mib)
-        kept.append(budget.attempts(chunk) and _run(budget, chunk, mib))
+        kept.append(budget.attempts(chunk) and _run(budget, chunk, mib, held))
     assert kept == [True, True, False]
     assert not budget.attempts(_chunk(cost=400))  # known by now to be too heavy, so not even tried
     assert budget.attempts(_chunk(cost=100))
-    assert _run(budget, _chunk(cost=100), 1)
+    assert _run(budget, _chunk(cost=100), 1, held)
     assert (budget.kept_chunks, budget.kept_bytes) == (3, 9 * MIB)
 
 

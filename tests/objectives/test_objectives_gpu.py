@@ -106,7 +106,8 @@ def test_auto_leaves_room_on_a_crowded_device():
     output = cached_step(chunks, encode, case.loss(objective), parameters=[weight], seed=1, step=1, keep_graphs_mb="auto", device=CUDA)
     del filler
     assert 0 < output.own_kept_chunks < len(chunks)
-    assert output.own_kept_mb == pytest.approx(output.own_kept_chunks * 2 * values * 4 / 2**20, rel=0.01, abs=values * 4 / 2**20)
+    storages = 2 * output.own_kept_chunks + 1  # the inputs are every graph's, and count once
+    assert output.own_kept_mb == pytest.approx(storages * values * 4 / 2**20, rel=0.01)
     assert weight.grad.isfinite().all()
 
 
@@ -144,7 +145,6 @@ def test_the_real_encoder_on_the_device(dtype):
             chunks = case.chunks(chunk_items=4)
             cached_step(chunks, encode, case.loss(objective), seed=SEED, step=STEP, keep_graphs_mb=keep, **given)
         found[kind] = gradients(encoder, objective)
-    for kind in ("again", "auto", "full"):
-        print(dtype, kind, worst_error(found[0], found[kind]))
+    assert all(torch.equal(one, found["again"][name]) for name, one in found[0].items())
+    assert all(torch.equal(one, found["auto"][name]) for name, one in found[0].items())
     assert worst_error(found[0], found["full"]) <= (1e-5 if dtype == "float32" else 0.05)
-    assert worst_error(found["auto"], found[0]) <= (1e-5 if dtype == "float32" else 0.05)
