@@ -96,3 +96,16 @@ class DataSettings:
     text: tuple[TextSource, ...] = setting((), doc="Text pairs for the text warmup and the text mix.")
     hard_negatives: int = setting(2, doc="How many of a row's negatives are used; a row with fewer has fewer.", minimum=0)
     order: Order = setting("shuffled", doc="Shuffled anew in each epoch, as the file has it, or from the file's end.")
+    check_tiles: bool = setting(
+        True, doc="Decode every tile once before the first step, to tell bad ones then; those found good are remembered under the run root."
+    )
+    max_quarantined: int = setting(
+        0,
+        doc="How many bad tiles are accepted. They are listed in quarantine.jsonl; rows and question sets go without them.",
+        minimum=0,
+    )
+
+    def check(self) -> None:
+        """Nothing can be accepted that is not looked for."""
+        if self.max_quarantined and not self.check_tiles:
+            raise SettingError("max_quarantined", "bad tiles are found by the check alone; set check_tiles to true, or leave this key out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone
 from stairstep.settings import InputError, RecipeError
 
-from .loading import RetrievalRows, load_question_sets, load_validation, tile_reader
+from .loading import load_measured_rows, tile_reader
 from .recipe import Recipe
 from .resolve import run_folder_path
 from .retrieval import RetrievalTask
 from .run import device_of
+from .tile_check import QUARANTINE, check_tiles
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -37,15 +39,28 @@ def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None)
     what, start, step = _subject(recipe, base, checkpoint)
     if not recipe.evaluation.sets and not recipe.evaluation.pairs:
         raise RecipeError("the recipe names nothing to evaluate on; add evaluation.sets or evaluation.pairs")
-    rows = RetrievalRows(validation=load_validation(recipe) if recipe.evaluation.pairs else (), question_sets=load_question_sets(recipe))
+    rows, reader = load_measured_rows(recipe), tile_reader(recipe)
     encoder = load_encoder(replace(recipe.model, start=start), device_of(recipe), trainable=False)
-    task = RetrievalTask(recipe, encoder, rows, tile_reader(recipe), Alone(), open_store(recipe.evaluation, Path(recipe.run.root)))
+    folder = _results_folder(recipe, what)
+    rows = check_tiles(rows, recipe, reader, folder / QUARANTINE, Alone())
+    task = RetrievalTask(recipe, encoder, rows, reader, Alone(), open_store(recipe.evaluation, Path(recipe.run.root)))
     results = task.evaluate_sets()
-    folder = run_folder_path(recipe).parent / "evaluations" / f"{recipe.run.name}-{what}"
-    folder.mkdir(parents=True, exist_ok=True)
     for place, result in enumerate(results):
         write_result(folder, step, result, primary=place == 0 and bool(rows.question_sets))
     return Measured(what, results, folder)
+
+
+def _results_folder(recipe: Recipe, what: str) -> Path:
+    """Where results go, made before anything is computed for them."""
+    folder = run_folder_path(recipe).parent / "evaluations" / f"{recipe.run.name}-{what}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise InputError(f"{folder}: this folder for the results cannot be made: {error.strerror}; choose another run.root") from None
+    if not writable:
+        raise InputError(f"{folder}: results cannot be written to this folder; choose another run.root, or change its permissions")
+    return folder
 
 
 def _subject(recipe: Recipe, base: bool, checkpoint: Path | None) -> tuple[str, str | None, int]:

@@ -60,6 +60,13 @@ def load_validation(recipe: Recipe) -> tuple[list[PairRow], ...]:
     return tuple(read_pairs(one, recipe.data.roots, base, recipe.data.hard_negatives) for one in recipe.data.validation)
 
 
+def load_measured_rows(recipe: Recipe) -> RetrievalRows:
+    """What an evaluation without training reads: question sets and, where the recipe measures on them, held-out pairs."""
+    validation = load_validation(recipe) if recipe.evaluation.pairs else ()
+    _check_present([row for source in validation for row in source], recipe, data_base(recipe))
+    return RetrievalRows(validation=validation, question_sets=load_question_sets(recipe))
+
+
 def load_rows(recipe: Recipe) -> RetrievalRows:
     """Every row that training needs; an error names what the recipe lacks or which tile is missing."""
     base, roots, negatives = data_base(recipe), recipe.data.roots, recipe.data.hard_negatives
@@ -74,7 +81,7 @@ def load_rows(recipe: Recipe) -> RetrievalRows:
         raise RecipeError("phases asks for text steps, but the recipe names no text pairs; add data.text")
     if not train and recipe.phases.text_warmup_steps < recipe.optim.steps:
         raise RecipeError("the recipe has tile steps but no query–tile pairs; add data.train")
-    _check_tiles([row for rows in (*train, *validation) for row in rows], recipe, base)
+    _check_present([row for rows in (*train, *validation) for row in rows], recipe, base)
     return RetrievalRows(train, validation, text, load_question_sets(recipe))
 
 
@@ -87,7 +94,7 @@ def tile_reader(recipe: Recipe) -> TileReader:
     return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"))
 
 
-def _check_tiles(rows: list[PairRow], recipe: Recipe, base: Path) -> None:
+def _check_present(rows: list[PairRow], recipe: Recipe, base: Path) -> None:
     missing = missing_tiles(rows, recipe.data.roots, base)
     if missing:
         shown = "\n".join(f"  {where}: {path}" for where, path in missing[:_SHOWN])

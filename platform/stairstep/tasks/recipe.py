@@ -67,6 +67,8 @@ class Recipe:
         """What no room can see alone."""
         if self.phases.text_warmup_steps > self.optim.steps:
             raise SettingError("phases.text_warmup_steps", f"{self.phases.text_warmup_steps} is more than optim.steps ({self.optim.steps})")
+        if self.evaluation.pairs and not self.data.validation:
+            raise SettingError("evaluation.pairs", "held-out pairs come from data.validation, which names none; add it, or set pairs to 0")
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

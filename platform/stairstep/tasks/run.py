@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .loading import load_rows, tile_reader
 from .recipe import Recipe
 from .resolve import run_folder_path
 from .retrieval import RetrievalTask
+from .tile_check import QUARANTINE, check_tiles
 
 _LOG = logging.getLogger(__name__)
 TRAINER_TENSORS = "trainer.safetensors"
@@ -141,24 +143,39 @@ def train(
         if first:
             open_run(folder, recipe)
         workers.barrier()
-        task = build_task(recipe, workers)
-        journal = RunJournal(recipe, folder, task, workers, stop, reported)
-        cadence = Cadence(recipe.evaluation.loss_every, recipe.evaluation.every, recipe.checkpoints.every)
-        journal.trainer = trainer = Trainer(task, recipe.optim, recipe.phases, cadence, journal, workers)
-        checkpoints = folder.checkpoints()
-        if checkpoints:
-            _restore(trainer, task, checkpoints[-1].path)
-            _LOG.info("going on from %s", checkpoints[-1].path)
-        outcome = _run(recipe, folder, journal, trainer, task, console and first)
+        with _failure_in_status(folder if first else None):
+            task = build_task(recipe, workers, folder)
+            journal = RunJournal(recipe, folder, task, workers, stop, reported)
+            cadence = Cadence(recipe.evaluation.loss_every, recipe.evaluation.every, recipe.checkpoints.every)
+            journal.trainer = trainer = Trainer(task, recipe.optim, recipe.phases, cadence, journal, workers)
+            checkpoints = folder.checkpoints()
+            if checkpoints:
+                _restore(trainer, task, checkpoints[-1].path)
+                _LOG.info("going on from %s", checkpoints[-1].path)
+            outcome = _run(recipe, folder, journal, trainer, task, console and first)
         return Finished(outcome, path)
     finally:
         if claim is not None:
             claim.release()
 
 
+@contextmanager
+def _failure_in_status(folder: RunFolder | None) -> Iterator[None]:
+    """Leave why a run failed where `status.json` is read; None: another worker does."""
+    try:
+        yield
+    except BaseException as error:
+        if folder is not None:
+            folder.set_status("failed", message=str(error) or type(error).__name__)
+        raise
+
+
 def open_run(folder: RunFolder, recipe: Recipe) -> None:
     """Make a claimed folder ready for this recipe's run, new or going on, or refuse."""
-    opening = folder.open_for(to_plain(recipe), recipe.run.resume)
+    resume = recipe.run.resume
+    if resume == "auto" and _nothing_done(folder):
+        resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
+    opening = folder.open_for(to_plain(recipe), resume)
     if opening.state == "finished":
         raise InputError(
             f"{folder.path}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
@@ -167,6 +184,13 @@ def open_run(folder: RunFolder, recipe: Recipe) -> None:
     (folder.path / "stop").unlink(missing_ok=True)
     folder.write_environment(from_step=opening.from_step)
     folder.set_status("preparing", opening.from_step, recipe.optim.steps)
+
+
+def _nothing_done(folder: RunFolder) -> bool:
+    """Whether a run was begun here that came to neither a measurement nor a step."""
+    status = folder.status if folder.holds_run() else None
+    logged = folder.metrics.path
+    return status is not None and status.state in ("preparing", "failed") and not (logged.exists() and logged.stat().st_size)
 
 
 def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Trainer, task: RetrievalTask, console: bool) -> Outcome:
@@ -188,8 +212,6 @@ def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Traine
         task.close()
         journal.progress.close()
         journal.tracker.close(failed=outcome is None)
-        if outcome is None and journal.first:
-            folder.set_status("failed", trainer.progress.step)
 
 
 def _restore(trainer: Trainer, task: RetrievalTask, checkpoint: Path) -> None:
@@ -207,12 +229,14 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_task(recipe: Recipe, collective: Collective) -> RetrievalTask:
-    """The recipe's task with its rows, encoder and tiles; logs the counts by which a person checks the setup."""
-    rows = load_rows(recipe)
+def build_task(recipe: Recipe, collective: Collective, folder: RunFolder) -> RetrievalTask:
+    """The recipe's task with its rows, encoder and checked tiles; logs the counts by which a person checks the setup."""
+    rows, reader = load_rows(recipe), tile_reader(recipe)
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
+    begun = bool(folder.checkpoints())
+    rows = check_tiles(rows, recipe, reader, folder.path / QUARANTINE, collective, begun, alive=folder.heartbeat)
     store = open_store(recipe.evaluation, Path(recipe.run.root)) if collective.rank == 0 else None
-    return RetrievalTask(recipe, encoder, rows, tile_reader(recipe), collective, store)
+    return RetrievalTask(recipe, encoder, rows, reader, collective, store)
 
 
 def _line(step: int, values: Mapping[str, Any]) -> str:
