@@ -175,9 +175,11 @@ class Encoder(nn.Module):
             for parameter, wanted in trainable:
                 parameter.requires_grad_(wanted)
 
-    def state_digest(self) -> str:
-        """SHA-256 of everything that decides a vector; an adapter that changes nothing leaves the digest of the plain base."""
-        trained = digest.trained_identity(self.model, self._fresh) if isinstance(self.model, PeftModel) else {}
+    def state_digest(self, adapter: bool = True) -> str:
+        """SHA-256 of everything that decides a vector; an adapter that changes nothing leaves the digest of the plain base.
+
+        Without `adapter`: the digest of the plain base, for vectors that are made with the adapter off."""
+        trained = digest.trained_identity(self.model, self._fresh) if adapter and isinstance(self.model, PeftModel) else {}
         return digest.of_json(
             {
                 "base": self._identity,

@@ -25,6 +25,7 @@ from stairstep.objectives import (
     Chunk,
     Collective,
     LossOutput,
+    Side,
     build_objective,
     cached_loss,
     cached_step,
@@ -40,6 +41,7 @@ from .recipe import Recipe
 
 Role = Literal["query", "document"]
 OBJECTIVE_FILE = "objective.safetensors"
+_FROZEN: tuple[Side, ...] = ("document",)
 _SAMPLE_SEED = 0  # the validation sample is the same in all runs, so that their curves can be laid over each other
 
 
@@ -239,7 +241,7 @@ class RetrievalTask:
             costs,
             self.recipe.objective.gradcache,
             document_shapes=[one.size for one in batch.documents],
-            frozen=("document",) if self.recipe.task.query_side else (),
+            frozen=_FROZEN if self.recipe.task.query_side else (),
         )
 
     def _encode(self, batch: Batch, chunk: Chunk) -> Tensor:
