@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
@@ -99,9 +99,11 @@ def _read_config(folder: Path) -> LoraConfig:
             " convert the adapter to plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
         )
     try:
-        return LoraConfig.from_pretrained(str(folder))
+        config = LoraConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(f"{folder / CONFIG}: this is not a usable LoRA config: {error}") from None
+    config.base_model_name_or_path = None
+    return cast(LoraConfig, config)
 
 
 def write_adapter(folder: Path, model: PeftModel, base: str) -> None:
@@ -163,14 +165,12 @@ def check_same_shape(model: PeftModel, files: AdapterFolder, recipe: bool) -> No
                 key = " (model.adapter.alpha, rslora or vit_alpha)" if recipe else ""
                 complaints.append(f"the update of {module} is scaled by {theirs[module]:g} there and {layer.scaling[ADAPTER]:g} here{key}")
                 break
-    said = [complaint for complaint in complaints if complaint]
+    said = "; ".join(complaint for complaint in complaints if complaint)
     if said:
-        remedy = "change the recipe's adapter to match, or train from the base" if recipe else "it belongs to another base or recipe"
-        raise InputError(
-            f"{files.folder}: this adapter does not fit: {'; '.join(said)}. Either {remedy}"
-            if recipe
-            else f"{files.folder}: this adapter does not fit: {'; '.join(said)}; {remedy}"
+        remedy = (
+            "change the recipe's adapter to match, or train from the base" if recipe else "it belongs to another base or another recipe"
         )
+        raise InputError(f"{files.folder}: this adapter does not fit: {said}. {remedy[0].upper()}{remedy[1:]}")
 
 
 def _shape_complaint(name: str, count: int, own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], recipe: bool) -> str:

@@ -10,9 +10,11 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
@@ -149,11 +151,13 @@ def _exact_magnitudes(model: nn.Module) -> None:
     """DoRA's magnitudes as the float32 norms that its forward pass computes: PEFT rounds them to the base's dtype, and a fresh DoRA
     adapter on a bfloat16 base would already differ from that base."""
     for module in model.modules():
-        for magnitude in getattr(module, "lora_magnitude_vector", {}).values():
-            weight = module.get_base_layer().weight
+        magnitudes: Any = module.lora_magnitude_vector if isinstance(module, LoraLayer) else {}
+        for magnitude in magnitudes.values():
+            weight = cast(Any, module).get_base_layer().weight
             if weight.dtype in (torch.bfloat16, torch.float16) and weight.ndim == 2:
+                nothing = torch.zeros_like(weight, dtype=torch.float32)
                 with torch.no_grad():
-                    magnitude.weight.copy_(magnitude.get_weight_norm(weight.float(), torch.zeros_like(weight, dtype=torch.float32), 1.0))
+                    magnitude.weight.copy_(magnitude.get_weight_norm(weight.float(), nothing, 1.0))
 
 
 def place(model: nn.Module, adapter: AdapterSettings | None, seed: int = 0) -> tuple[nn.Module, Placement]:
