@@ -22,6 +22,8 @@ from stairstep.settings import SettingError, apply_overrides, build, load_tree, 
 from stairstep.tiles.settings import TileSettings
 from stairstep.training.settings import OptimSettings, PhaseSettings
 
+from .pretraining.settings import GlyphsTaskSettings, MatchingTaskSettings, ReadingTaskSettings
+
 
 @dataclass(frozen=True)
 class RetrievalTaskSettings:
@@ -51,7 +53,9 @@ class Recipe:
     """One run, whole."""
 
     run: RunSettings = setting(doc="Name, place, seed and resume rule of the run.", factory=RunSettings)
-    task: RetrievalTaskSettings = setting(doc="What the run does.", factory=RetrievalTaskSettings)
+    task: RetrievalTaskSettings | GlyphsTaskSettings | ReadingTaskSettings | MatchingTaskSettings = setting(
+        doc="What the run does.", factory=RetrievalTaskSettings
+    )
     data: DataSettings = setting(doc="Rows in.", factory=DataSettings)
     tiles: TileSettings = setting(doc="Pixels in.", factory=TileSettings)
     model: ModelSettings = setting(doc="The encoder and its adapter.", factory=ModelSettings)

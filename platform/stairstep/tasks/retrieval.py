@@ -18,7 +18,8 @@ from torch.nn import Parameter
 
 from stairstep.data import BatchPlan, Order, PairRow, PairSource, TextRow, TextSource, counts_of, fixed_sample
 from stairstep.evaluation.embeddings import EmbeddingStore
-from stairstep.evaluation.question_set import RetrievalResult, evaluate_pairs, evaluate_question_set
+from stairstep.evaluation.question_set import RetrievalResult, evaluate_pairs, evaluate_question_set, write_result
+from stairstep.evaluation.table import score_table
 from stairstep.models.encoder import Encoder
 from stairstep.objectives import (
     Alone,
@@ -37,7 +38,7 @@ from stairstep.training import EvaluationReport, PhasePlan, StepReport
 
 from .batches import Batch, TileAhead, pixels_of, text_batch, tile_batch, tile_paths
 from .loading import RetrievalRows
-from .recipe import Recipe
+from .recipe import Recipe, RetrievalTaskSettings
 
 Role = Literal["query", "document"]
 OBJECTIVE_FILE = "objective.safetensors"
@@ -97,6 +98,7 @@ class RetrievalTask:
         self.objective = build_objective(recipe.objective).to(encoder.device)
         self.phases = PhasePlan(recipe.phases, recipe.optim.steps)
         self.results: list[RetrievalResult] = []
+        self._query_side = isinstance(recipe.task, RetrievalTaskSettings) and recipe.task.query_side
         batch, seed, order = recipe.optim.batch, recipe.run.seed, recipe.data.order
         self._tiles = _plan(rows.train, recipe.data.train, batch, seed, order)
         self._texts = _plan(rows.text, recipe.data.text, batch, seed, order)
@@ -174,7 +176,7 @@ class RetrievalTask:
     def evaluate_sets(self) -> list[RetrievalResult]:
         """The results of every question set in the recipe's order, then of the held-out pairs."""
         settings = self.recipe.evaluation
-        tile_side = FrozenDocuments(self.encoder) if self.recipe.task.query_side else None
+        tile_side = FrozenDocuments(self.encoder) if self._query_side else None
         results = [
             evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side) for one in self.rows.question_sets
         ]
@@ -183,6 +185,12 @@ class RetrievalTask:
             pairs = [held_out[index] for index in sorted(fixed_sample(len(held_out), settings.pairs, _SAMPLE_SEED))]
             results.append(evaluate_pairs(self.encoder, self.reader, pairs, settings, self.store, tile_side))
         return results
+
+    def write_results(self, folder: Path, step: int) -> list[str]:
+        """Rows and summaries of the last evaluation, the primary set's at the top; returns a table a set."""
+        for result in self.results:
+            write_result(folder, step, result, primary=bool(self.rows.question_sets) and result is self.results[0])
+        return [f"step {step}\n{score_table(result.scores, result.name)}" for result in self.results]
 
     def save(self, folder: Path) -> None:
         """The adapter and the objective's own parameters."""
@@ -241,7 +249,7 @@ class RetrievalTask:
             costs,
             self.recipe.objective.gradcache,
             document_shapes=[one.size for one in batch.documents],
-            frozen=_FROZEN if self.recipe.task.query_side else (),
+            frozen=_FROZEN if self._query_side else (),
         )
 
     def _encode(self, batch: Batch, chunk: Chunk) -> Tensor:
@@ -256,7 +264,7 @@ class RetrievalTask:
     @contextmanager
     def _documents_side(self) -> Iterator[None]:
         """Documents under query-side tuning: adapter off and no dropout, as the built index has them."""
-        if not self.recipe.task.query_side:
+        if not self._query_side:
             yield
             return
         training = self.encoder.training

@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from stairstep.evaluation.question_set import open_store, write_result
-from stairstep.evaluation.table import score_table
+from stairstep.evaluation.question_set import open_store
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
 from stairstep.settings import InputError, to_plain
-from stairstep.training import Cadence, NonFiniteError, Outcome, Trainer
+from stairstep.training import Cadence, NonFiniteError, Outcome, Task, Trainer
 
 from .loading import load_rows, tile_reader
-from .recipe import Recipe
+from .recipe import Recipe, RetrievalTaskSettings
 from .resolve import run_folder_path
 from .retrieval import RetrievalTask
 from .tile_check import QUARANTINE, check_tiles
@@ -44,6 +43,22 @@ class Finished:
     folder: Path
 
 
+class RunTask(Task, Protocol):
+    """A task as a run needs it: one that can be kept, taken back and put away."""
+
+    def write_results(self, folder: Path, step: int) -> list[str]:
+        """Write the rows of the last evaluation; returns what a person should read of it."""
+
+    def save(self, folder: Path) -> None:
+        """Everything that is trained."""
+
+    def load(self, folder: Path) -> None:
+        """Take back what `save` wrote."""
+
+    def close(self) -> None:
+        """Stop what works in the background."""
+
+
 class RunJournal:
     """The step loop's journal: the first worker writes, the others keep step with it."""
 
@@ -51,7 +66,7 @@ class RunJournal:
         self,
         recipe: Recipe,
         folder: RunFolder,
-        task: RetrievalTask,
+        task: RunTask,
         collective: Collective,
         stop: Callable[[], bool],
         reported: Callable[[int, Mapping[str, float]], None],
@@ -62,7 +77,6 @@ class RunJournal:
         self.tracker: Tracker = NoTracker()
         self.progress = Progress(recipe.optim.steps, enabled=False)
         self._stop, self._reported = stop, reported
-        self._best: int | None = None
         self._looks: dict[str, float] = {}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -104,12 +118,9 @@ class RunJournal:
 
     def evaluated(self, step: int, best_step: int | None) -> None:
         """Write rows and summaries; checkpoints beyond the newest and the best go."""
-        self._best = best_step
         if self.first:
-            for result in self.task.results:
-                primary = bool(self.task.rows.question_sets) and result is self.task.results[0]
-                write_result(self.folder.path, step, result, primary)
-                self.progress.note(f"step {step}\n{score_table(result.scores, result.name)}")
+            for text in self.task.write_results(self.folder.path, step):
+                self.progress.note(text)
             self._prune(step)
             self.folder.set_status("running", step, self.recipe.optim.steps)
         self._reported(step, dict(self._looks))
@@ -120,8 +131,9 @@ class RunJournal:
         return self._stop() or (self.first and (self.folder.path / "stop").exists())
 
     def _prune(self, step: int) -> None:
-        keep = self.recipe.checkpoints
-        best = {self._best} if keep.keep_best and self._best is not None else set()
+        assert self.trainer is not None
+        keep, best_step = self.recipe.checkpoints, self.trainer.progress.best_step  # the trainer's own, which a resume restores
+        best = {best_step} if keep.keep_best and best_step is not None else set()
         self.folder.prune(keep.keep, {step, *best})
 
 
@@ -193,7 +205,7 @@ def _nothing_done(folder: RunFolder) -> bool:
     return status is not None and status.state in ("preparing", "failed") and not (logged.exists() and logged.stat().st_size)
 
 
-def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Trainer, task: RetrievalTask, console: bool) -> Outcome:
+def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Trainer, task: RunTask, console: bool) -> Outcome:
     outcome: Outcome | None = None
     try:
         if journal.first:
@@ -214,7 +226,7 @@ def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Traine
         journal.tracker.close(failed=outcome is None)
 
 
-def _restore(trainer: Trainer, task: RetrievalTask, checkpoint: Path) -> None:
+def _restore(trainer: Trainer, task: RunTask, checkpoint: Path) -> None:
     task.load(checkpoint)
     record = json.loads((checkpoint / TRAINER_RECORD).read_text(encoding="utf-8"))
     trainer.load(load_file(checkpoint / TRAINER_TENSORS), record)
@@ -229,8 +241,17 @@ def device_of(recipe: Recipe) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def build_task(recipe: Recipe, collective: Collective, folder: RunFolder) -> RetrievalTask:
-    """The recipe's task with its rows, encoder and checked tiles; logs the counts by which a person checks the setup."""
+def build_task(recipe: Recipe, collective: Collective, folder: RunFolder) -> RunTask:
+    """The recipe's task, whatever its kind."""
+    if isinstance(recipe.task, RetrievalTaskSettings):
+        return _retrieval_task(recipe, collective, folder)
+    from .pretraining.build import pretraining_task
+
+    return pretraining_task(recipe, device_of(recipe))
+
+
+def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -> RetrievalTask:
+    """The task with its rows, encoder and checked tiles; logs the counts by which a person checks the setup."""
     rows, reader = load_rows(recipe), tile_reader(recipe)
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
     begun = bool(folder.checkpoints())

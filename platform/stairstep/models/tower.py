@@ -1,0 +1,127 @@
+"""The vision tower over tiles of one size at once, as one batch of images.
+
+transformers packs all images into one long sequence and, without flash attention, attends to them one by one: hundreds of small kernels.
+Small tiles are mostly of one size, and then a batch dimension does it in one. The modules are the tower's own, adapter layers included, so
+the result equals its forward up to rounding; the two temporal copies of a still image are multiplied once, by the sum of their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stairstep.tiles import patches
+
+_TAPS_PER_AXIS = 2
+_ROTARY_BASE = 10000.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the tower gives for tiles of one size: merged tokens [n, tokens, d], and as many for each deepstack layer."""
+
+    merged: Tensor
+    deepstack: tuple[Tensor, ...]
+
+    def select(self, tiles: Tensor) -> Features:
+        """The features of tiles by their index."""
+        return Features(self.merged[tiles], tuple(one[tiles] for one in self.deepstack))
+
+
+def tower_features(visual: nn.Module, pixels: Sequence[Tensor] | Tensor, device: torch.device) -> Features:
+    """Features of tiles (uint8 [3, h, w], all of one size) from a Qwen3-VL vision model, differentiable."""
+    tower = cast(Any, visual)
+    height, width = (int(side) for side in pixels[0].shape[-2:])
+    weight = tower.patch_embed.proj.weight
+    values, _ = patches(list(pixels), device, weight.dtype)
+    rows, columns = height // weight.shape[-2], width // weight.shape[-1]
+    hidden = _embed_patches(tower, values).view(len(pixels), rows * columns, -1)
+    merge = int(tower.spatial_merge_size)
+    hidden = hidden + _position_embeddings(tower, rows, columns, merge).to(hidden.dtype)
+    cos, sin = _rotary(rows, columns, merge, hidden.shape[-1] // int(tower.blocks[0].attn.num_heads), device)
+    deepstack = []
+    places = list(tower.deepstack_visual_indexes)
+    for index, block in enumerate(tower.blocks):
+        hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
+        hidden = hidden + block.mlp(block.norm2(hidden))
+        if index in places:
+            deepstack.append(tower.deepstack_merger_list[places.index(index)](hidden.flatten(0, 1)).view(len(pixels), -1, _width(tower)))
+    merged = tower.merger(hidden.flatten(0, 1)).view(len(pixels), -1, _width(tower))
+    return Features(merged, tuple(deepstack))
+
+
+def _width(tower: Any) -> int:
+    return int(tower.config.out_hidden_size)
+
+
+def _embed_patches(tower: Any, values: Tensor) -> Tensor:
+    """Patches [P, 1536] whose temporal copies are equal → [P, d]."""
+    projection = tower.patch_embed.proj
+    weight = projection.weight  # [d, 3, temporal, 16, 16]
+    one_copy = values.view(len(values), weight.shape[1], weight.shape[2], -1)[:, :, 0].flatten(1)
+    return nn.functional.linear(one_copy, weight.sum(2).flatten(1), projection.bias)
+
+
+def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    count, length, width = hidden.shape
+    queries, keys, values = attention.qkv(hidden).view(count, length, 3, int(attention.num_heads), -1).permute(2, 0, 3, 1, 4)
+    mixed = nn.functional.scaled_dot_product_attention(_turned(queries, cos, sin), _turned(keys, cos, sin), values)
+    return cast(Tensor, attention.proj(mixed.transpose(1, 2).reshape(count, length, width)))
+
+
+def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    wide = states.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(states.dtype)
+
+
+def _places(rows: int, columns: int, merge: int) -> tuple[Tensor, Tensor]:
+    """Row and column of every patch, patches of one merged block being neighbours."""
+
+    def in_blocks(grid: Tensor) -> Tensor:
+        return grid.view(rows // merge, merge, columns // merge, merge).permute(0, 2, 1, 3).flatten()
+
+    down = torch.arange(rows)[:, None].expand(rows, columns).contiguous()
+    across = torch.arange(columns)[None, :].expand(rows, columns).contiguous()
+    return in_blocks(down), in_blocks(across)
+
+
+@cache
+def _rotary(rows: int, columns: int, merge: int, head: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [patches, head] of the two-dimensional rotary embedding."""
+    with torch.inference_mode(False):
+        spatial = head // 2
+        frequencies = 1.0 / _ROTARY_BASE ** (torch.arange(0, spatial, 2, dtype=torch.float32) / spatial)
+        angles = torch.cat([place.float()[:, None] * frequencies for place in _places(rows, columns, merge)], dim=-1)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos().to(device), angles.sin().to(device)
+
+
+@cache
+def _taps(rows: int, columns: int, merge: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For every patch the four entries of the learned position table around it, and their bilinear weights."""
+
+    def axis(count: int) -> tuple[Tensor, Tensor]:
+        exact = torch.linspace(0, side - 1, count)
+        low = exact.int().long()
+        share = exact - low
+        return torch.stack([low, (low + 1).clamp(max=side - 1)], dim=-1), torch.stack([1 - share, share], dim=-1)
+
+    with torch.inference_mode(False):
+        (down, down_share), (across, across_share) = axis(rows), axis(columns)
+        row, column = _places(rows, columns, merge)
+        entries = down[row][:, :, None] * side + across[column][:, None, :]
+        weights = down_share[row][:, :, None] * across_share[column][:, None, :]
+        taps = _TAPS_PER_AXIS**2
+        return entries.view(-1, taps).to(device), weights.view(-1, taps).to(device)
+
+
+def _position_embeddings(tower: Any, rows: int, columns: int, merge: int) -> Tensor:
+    table = tower.pos_embed.weight
+    entries, weights = _taps(rows, columns, merge, int(len(table) ** 0.5), table.device)
+    return (table[entries] * weights[:, :, None].to(table.dtype)).sum(1)

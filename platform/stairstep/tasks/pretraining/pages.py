@@ -1,0 +1,99 @@
+"""Pages to learn from: generic ones full of meaningless words, and articles that look like a world's but whose names no world has."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stairstep.tiny.articles import Manner
+from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS, text_width
+from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
+from stairstep.tiny.render import Line, TilePage, fits, room, wrap
+from stairstep.tiny.words import pretraining_name, pretraining_word, year
+
+from .settings import Look
+
+_SIZES = (15, 16, 17, 18, 19, 20, 21)
+_MOST_LINES = 6
+
+# How words of tinywiki are built, with the letter by which a near-equal title may differ.
+_ONSET = "(?:[bdgk]r|tr|st|th|vl|[bdklmnprstvz])"
+_WORLDLY = re.compile(f"{_ONSET}[aeiou](?:{_ONSET}[aeiou])?{_ONSET}[aeiou](?:l|m|n|r|s|t|ld|nd|rn|sk|th|x)?[nrsaeo]?", re.IGNORECASE)
+
+
+def unworldly_name(rng: random.Random, longest: int = 7) -> str:
+    """A capitalised name that no tinywiki world can contain: the reader has to spell theirs, never to remember them."""
+    while True:
+        if rng.random() < 0.6:
+            name = pretraining_name(rng, longest)
+        else:
+            name = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(4, longest))).capitalize()
+        if not _WORLDLY.fullmatch(name):
+            return name
+
+
+READING = Manner(unworldly_name, (*WORLD_FONTS, *PRETRAINING_FONTS), (*WORLD_LAYOUTS, *PRETRAINING_LAYOUTS), SHIFTED_LAYOUTS)
+GENERIC = Manner(unworldly_name, PRETRAINING_FONTS, PRETRAINING_LAYOUTS, PRETRAINING_LAYOUTS)
+
+
+def manner_of(look: Look) -> Manner:
+    """Names, fonts and layouts of a look."""
+    return READING if look == "every" else GENERIC
+
+
+def word(rng: random.Random) -> str:
+    """A word of generic text: a name, a number, or letters, now and then with a mark."""
+    chance = rng.random()
+    if chance < 0.3:
+        found = unworldly_name(rng)
+    elif chance < 0.45:
+        found = year(rng)
+    else:
+        found = pretraining_word(rng)
+    mark = rng.random()
+    return f"({found})" if mark < 0.05 else found + rng.choice(".,?;:'-") if mark < 0.15 else found
+
+
+def generic_page(rng: random.Random, look: Look) -> TilePage:
+    """A page of words without meaning: a title, facts and lines of text in any order, as many as fit."""
+    manner = manner_of(look)
+    layout = rng.choice((*manner.layouts, *manner.shifted))
+    font, size = rng.choice(manner.fonts), rng.choice(_SIZES)
+    title = wrap(" ".join(word(rng) for _ in range(rng.randint(1, 3))), layout, font, size, bold=True)
+    rows = [Line(text, role="title") for text in title]
+    for _ in range(rng.randint(1, _MOST_LINES)):
+        row = _fact(rng, layout, font, size) if rng.random() < 0.5 else _running(rng, layout, font, size)
+        if fits([*rows, row], layout, font, size):
+            rows.append(row)
+    if not fits(rows, layout, font, size):
+        return generic_page(rng, look)
+    return TilePage(tuple(rows), layout, font, size)
+
+
+def _fact(rng: random.Random, layout: str, font: str, size: int) -> Line:
+    return Line(word(rng), word(rng), "fact")
+
+
+def _running(rng: random.Random, layout: str, font: str, size: int) -> Line:
+    words = [word(rng)]
+    while len(words) < 5:
+        longer = [*words, word(rng)]
+        if text_width(" ".join(longer), font, size) > room(layout):
+            break
+        words = longer
+    return Line(" ".join(words))
+
+
+def as_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """Images, height × width × 3, as uint8 [n, 3, h, w]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def share_at(shares: Sequence[float], step: int, steps: int) -> float:
+    """The value of the part of the run that a step (from 1) lies in."""
+    return shares[min(len(shares) - 1, (step - 1) * len(shares) // max(1, steps))]

@@ -1,0 +1,100 @@
+"""The reading task: transcription and questions, through the very prompts that a reader is later sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stairstep.models.prompts import Prompts
+from stairstep.models.reading import Reader, language_states
+from stairstep.models.tower import Features, tower_features
+from stairstep.tiny.render import HEIGHT, WIDTH
+from stairstep.training import EvaluationReport, StepReport
+
+from .ahead import Batch
+from .base import Pretraining, report_of
+from .exam import reading_scores
+from .pages import as_tensor
+from .samples import BLANK, Drill, drill
+from .settings import ReadingTaskSettings
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+_SIZE = (HEIGHT, WIDTH)
+_MULTIPLE = 16  # lengths are rounded up, so that a GPU meets few different shapes
+
+
+class ReadingTask(Pretraining):
+    """Trains the whole generating model on the tokens of right answers."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        assert isinstance(recipe.task, ReadingTaskSettings)
+        self.settings = recipe.task
+        super().__init__(recipe, device, False, recipe.task.workers)
+        self.prompts = Prompts(self.tokenizer, self.model.config)
+
+    def make_batch(self, step: int) -> Batch:
+        """Pages, prompts with their answers, and the tokens to be predicted."""
+        return answer_batch(self.prompts, drill(self.settings, self.seed, step, self.steps, self.batch))
+
+    def step(self, step: int) -> StepReport:
+        """One batch of answers."""
+        batch, waited = self.take(step)
+        with self.computing():
+            loss, exact = answer_loss(self.model, batch, self.device)
+            loss.backward()
+        return StepReport(float(loss), {"exact": exact, "tiles": float(batch["tiles"].shape[1])}, waited_s=waited)
+
+    def evaluate(self, step: int) -> EvaluationReport:
+        """Exact answers on a tinywiki world that no step shows anything of."""
+        with self.looking():
+            reader = Reader(self.model, self.tokenizer, batch=256 if self.device.type == "cuda" else 32)
+            scores = reading_scores(reader, self.settings.exam_seed, self.settings.held_out)
+        return report_of({name: one.value for name, one in scores.items()})
+
+
+def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
+    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`."""
+    samples = practice.samples
+    images = [page.render() for page in practice.pages]
+    pixels = as_tensor(images)
+    pixels = torch.cat([pixels, torch.full_like(pixels[:1], 255)])  # the blank one is last, where index -1 finds it
+    texts = [prompts.text(one.question, len(one.tiles), one.system) for one in samples]
+    sizes = [[_SIZE] * len(one.tiles) for one in samples]
+    end = prompts.tokenizer.eos_token_id
+    answers = prompts.tokenizer([one.answer for one in samples], add_special_tokens=False)["input_ids"]
+    rows = prompts.ids(texts, sizes)
+    whole = [[*row, *answer] for row, answer in zip(rows, answers, strict=True)]
+    tokens = prompts.batch(whole, sizes, _MULTIPLE)
+    width = tokens.ids.shape[1]
+    predicted, targets, owners = [], [], []
+    for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        start = index * width + len(row) - 1
+        predicted += range(start, start + len(answer) + 1)
+        targets += [*answer, end]
+        owners += [index] * (len(answer) + 1)
+    tiles = torch.tensor([one.tiles for one in samples])
+    return {
+        "pixels": pixels,
+        "tiles": torch.where(tiles == BLANK, len(pixels) - 1, tiles),
+        "ids": tokens.ids,
+        "positions": tokens.positions,
+        "predicted": torch.tensor(predicted),
+        "targets": torch.tensor(targets),
+        "owners": torch.tensor(owners),
+    }
+
+
+def answer_loss(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, float]:
+    """The mean loss of the answers' tokens, and the share of answers that are right in every token."""
+    seen = tower_features(model.model.visual, batch["pixels"], device).select(batch["tiles"].flatten())
+    features = Features(seen.merged.flatten(0, 1)[None], tuple(one.flatten(0, 1)[None] for one in seen.deepstack))
+    hidden, _ = language_states(model.model, batch["ids"], batch["positions"], features)
+    logits = model.lm_head(hidden.flatten(0, 1)[batch["predicted"]])
+    loss = nn.functional.cross_entropy(logits, batch["targets"])
+    wrong = (logits.detach().argmax(-1) != batch["targets"]).float()
+    mistakes = torch.zeros(len(batch["ids"]), device=device).index_add_(0, batch["owners"], wrong)
+    return loss, float((mistakes == 0).float().mean())

@@ -1,0 +1,114 @@
+"""What the reader practises on at one step: pages of a few families of articles, and questions with the tiles that they are asked with.
+
+Families bring their own hard cases: near-equal titles with the same kinds of fact and other values, and other tiles of the right article.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stairstep.tiny.articles import Article, Fact, Library
+from stairstep.tiny.asking import ask
+from stairstep.tiny.phrases import TRANSCRIBE, UNKNOWN
+from stairstep.tiny.render import TilePage
+
+from .pages import generic_page, manner_of, share_at
+from .settings import Look, ReadingTaskSettings
+
+BLANK = -1
+_QUESTIONS_PER_FAMILY = 6
+_NEAR_DUPLICATES, _SHIFT, _PARAPHRASES = 0.6, 0.4, 0.5
+_BLANKS = 0.04
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question, the tiles that it is asked with (indices of pages, or BLANK), the right answer and the system message."""
+
+    question: str
+    tiles: tuple[int, ...]
+    answer: str
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Drill:
+    """The pages and samples of one step; all samples have as many tiles."""
+
+    pages: tuple[TilePage, ...]
+    samples: tuple[Sample, ...]
+
+
+class Shelf:
+    """Articles with their pages in one row, and the tiles that are near each of them."""
+
+    def __init__(self, articles: Sequence[Article]) -> None:
+        self.articles = tuple(articles)
+        self.pages: list[TilePage] = []
+        self._first: dict[str, int] = {}
+        self._families: dict[str, list[Article]] = {}
+        for article in articles:
+            self._first[article.id] = len(self.pages)
+            self.pages += article.pages
+            self._families.setdefault(article.family, []).append(article)
+
+    def tile(self, article: Article, chunk: int) -> int:
+        """The index of one of an article's tiles."""
+        return self._first[article.id] + chunk
+
+    def wrong(self, rng: random.Random, article: Article, fact: Fact, count: int, blanks: float = _BLANKS) -> list[int]:
+        """Tiles that do not hold the fact: other tiles of its article, tiles of near-equal titles, tiles of anything."""
+        right = self.tile(article, fact.chunk)
+        own = [tile for tile in range(self._first[article.id], self._first[article.id] + len(article.pages)) if tile != right]
+        siblings = [one for one in self._families[article.family] if one.id != article.id]
+        near = [self.tile(one, chunk) for one in siblings for chunk in range(len(one.pages))]
+        same = [self.tile(one, other.chunk) for one in siblings for other in one.facts if other.kind == fact.kind]
+        chosen: list[int] = []
+        while len(chosen) < count:
+            chance = rng.random()
+            pool = same if chance < 0.2 else near if chance < 0.4 else own if chance < 0.65 else range(len(self.pages))
+            tile = rng.choice(pool) if pool else rng.randrange(len(self.pages))
+            if tile != right and tile not in chosen:
+                chosen.append(BLANK if rng.random() < blanks else tile)
+        return chosen
+
+
+def drill(settings: ReadingTaskSettings, seed: int, step: int, steps: int, batch: int) -> Drill:
+    """What a step of a run practises."""
+    rng = random.Random(f"reading/{seed}/{step}")
+    if rng.random() < share_at(settings.transcription, step, steps):
+        return transcriptions(rng, max(1, batch // 2), settings.look, settings.systems)
+    most = int(share_at(settings.tiles, step, steps))
+    tiles = 1 if most == 1 else rng.choice((1, *range(1, most + 1), most))
+    return questions(rng, settings, batch, tiles, share_at(settings.unknown, step, steps))
+
+
+def transcriptions(rng: random.Random, count: int, look: Look, systems: Sequence[str] = ("",)) -> Drill:
+    """Pages to be read out whole, half of them generic."""
+    pages = [generic_page(rng, look) for _ in range((count + 1) // 2)]
+    library = Library(rng, 0.0, _SHIFT, manner_of(look))
+    while len(pages) < count:
+        pages += library.family(1)[0].pages
+    samples = [Sample(TRANSCRIBE, (index,), "\n".join(page.lines), rng.choice(list(systems))) for index, page in enumerate(pages[:count])]
+    return Drill(tuple(pages[:count]), tuple(samples))
+
+
+def questions(rng: random.Random, settings: ReadingTaskSettings, count: int, tiles: int, unknown: float) -> Drill:
+    """Questions about a few families, each with so many tiles."""
+    library = Library(rng, _NEAR_DUPLICATES, _SHIFT, manner_of(settings.look))
+    families = max(4, count // _QUESTIONS_PER_FAMILY)
+    shelf = Shelf([article for _ in range(families) for article in library.family(3)])
+    samples = []
+    for _ in range(count):
+        article = rng.choice(shelf.articles)
+        fact = rng.choice(article.facts)
+        asked = ask(rng, article, fact, rng.random() < _PARAPHRASES)
+        known = rng.random() >= unknown
+        chosen = shelf.wrong(rng, article, fact, tiles - known)
+        if known:
+            chosen.append(shelf.tile(article, fact.chunk))
+        rng.shuffle(chosen)
+        samples.append(Sample(asked.text, tuple(chosen), fact.value if known else UNKNOWN, rng.choice(settings.systems)))
+    return Drill(tuple(shelf.pages), tuple(samples))

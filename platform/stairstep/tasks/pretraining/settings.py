@@ -1,0 +1,79 @@
+"""Settings of the pretraining tasks. What a step trains on is made afresh from the run's seed and the step's number; no file is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stairstep.settings import SettingError, setting
+
+Look = Literal["generic", "every"]
+
+
+@dataclass(frozen=True)
+class GlyphsTaskSettings:
+    """The vision tower learns which characters lie under each of its merged tokens, through a linear head that is then thrown away."""
+
+    kind: Literal["glyphs"] = setting("glyphs", doc="The kind of task.")
+    fresh: bool = setting(True, doc="Draw new weights from model.init_seed, also where the base has weights.")
+    look: Look = setting("generic", doc="Fonts and layouts of the pages; generic: none that a tinywiki world has; every: those as well.")
+    inverted: float = setting(0.0, doc="Share of pages whose colours are inverted.", minimum=0, maximum=1)
+    held_out: int = setting(128, doc="Pages of each look at the task's own score.", minimum=1)
+    workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
+
+
+@dataclass(frozen=True)
+class ReadingTaskSettings:
+    """The whole model learns to transcribe pages and to answer questions from one to three tiles, or to say that it does not know."""
+
+    kind: Literal["reading"] = setting("reading", doc="The kind of task.")
+    look: Look = setting("every", doc="Fonts and layouts of the pages; generic: none that a tinywiki world has; every: those as well.")
+    transcription: tuple[float, ...] = setting(
+        (0.7, 0.4, 0.2, 0.1),
+        doc="Shares of transcription steps over equal parts of the run; the others ask questions.",
+        minimum=0,
+        maximum=1,
+    )
+    tiles: tuple[int, ...] = setting((1, 1, 3, 3), doc="Most tiles of a question over equal parts of the run.", minimum=1, maximum=3)
+    unknown: tuple[float, ...] = setting(
+        (0.0, 0.2, 0.25, 0.25),
+        doc="Shares of questions none of whose tiles holds the answer, over equal parts of the run.",
+        minimum=0,
+        maximum=1,
+    )
+    systems: tuple[str, ...] = setting(("",), doc="System messages, one of which each prompt has; an empty one is left out.")
+    exam_seed: int = setting(900_000, doc="Seed of the tinywiki world whose questions measure the task.", minimum=0)
+    held_out: int = setting(300, doc="Questions of each look at the task's own score.", minimum=1)
+    workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
+
+    def check(self) -> None:
+        """Every part of the run is said."""
+        for name in ("transcription", "tiles", "unknown", "systems"):
+            if not getattr(self, name):
+                raise SettingError(name, "expected at least one value, found none")
+
+
+@dataclass(frozen=True)
+class MatchingTaskSettings:
+    """The whole model learns to embed a page near the words that are on it: contrastive, on generic rendered text."""
+
+    kind: Literal["matching"] = setting("matching", doc="The kind of task.")
+    inverted: float = setting(0.0, doc="Share of pages whose colours are inverted.", minimum=0, maximum=1)
+    text: tuple[float, ...] = setting(
+        (0.5, 0.25, 0.25, 0.25),
+        doc="Shares of steps whose documents are the pages' text, over equal parts of the run.",
+        minimum=0,
+        maximum=1,
+    )
+    transcription: tuple[float, ...] = setting(
+        (0.0,), doc="Shares of transcription steps, over equal parts of the run.", minimum=0, maximum=1
+    )
+    exam_seed: int = setting(900_000, doc="Seed of the tinywiki world whose questions measure the task.", minimum=0)
+    held_out: int = setting(300, doc="Questions of each look at the task's own score.", minimum=1)
+    workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
+
+    def check(self) -> None:
+        """Every part of the run is said."""
+        for name in ("text", "transcription"):
+            if not getattr(self, name):
+                raise SettingError(name, "expected at least one value, found none")
