@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3VLConfig, Qwen3VLModel
 
@@ -27,7 +27,7 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"})
+        json.dumps({"tokenizer_class": "Qwen2Tokenizer", "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>"})
     )
     return {token: tokenizer.token_to_id(token) for token in SPECIALS}
 
@@ -95,6 +95,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state["lm_head.weight"] = model.language_model.embed_tokens.weight.detach().clone()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain_model(base: Path):
+    """Bare transformers models of the base, filled key by key with no help from the library."""
+
+    def build() -> Qwen3VLModel:
+        model = Qwen3VLModel(Qwen3VLConfig.from_dict(json.loads((base / "config.json").read_text())))
+        stored = load_file(base / "model.safetensors")
+        model.load_state_dict({key[len("model.") :]: value for key, value in stored.items() if key.startswith("model.")})
+        return model.eval()
+
+    return build
 
 
 @pytest.fixture(scope="session")

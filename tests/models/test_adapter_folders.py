@@ -7,7 +7,6 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
 
 from stairstep.models.adapter_files import locate_adapter
 from stairstep.models.settings import TargetSettings
@@ -33,7 +32,7 @@ def vectors(encoder, tiles):
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_save_and_load(make, trained, tiles, base, tmp_path, name):
+def test_save_and_load(make, trained, tiles, plain_model, tmp_path, name):
     encoder = make(trainable=True, **ADAPTERS[name])
     fresh = vectors(encoder, tiles)
     trained(encoder)
@@ -57,7 +56,7 @@ def test_save_and_load(make, trained, tiles, base, tmp_path, name):
     assert encoder.state_digest() == resumed.state_digest() == frozen.state_digest() == late.state_digest()
 
     plain = make()
-    plain.model = peft.PeftModel.from_pretrained(AutoModel.from_pretrained(base, dtype=torch.float32), tmp_path).eval()
+    plain.model = peft.PeftModel.from_pretrained(plain_model(), tmp_path).eval()
     torch.testing.assert_close(vectors(plain, tiles), expected, atol=1e-6, rtol=0)
 
 

@@ -1,12 +1,9 @@
 """The encoder against plain transformers code: same vectors, whatever the padding and whoever else is in the batch."""
 
 import inspect
-import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import Qwen3VLConfig, Qwen3VLModel
 
 from stairstep.tiles import patches
 
@@ -16,12 +13,8 @@ TEXTS = ["x", "a much longer query about nothing in particular", "ünïcode, too
 
 
 @pytest.fixture(scope="module")
-def reference(base):
-    """A bare model filled key by key, with no help from the library."""
-    model = Qwen3VLModel(Qwen3VLConfig.from_dict(json.loads((base / "config.json").read_text())))
-    stored = load_file(base / "model.safetensors")
-    model.load_state_dict({key[len("model.") :]: value for key, value in stored.items() if key.startswith("model.")})
-    return model.eval()
+def reference(plain_model):
+    return plain_model()
 
 
 @pytest.fixture(scope="module")

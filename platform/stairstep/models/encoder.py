@@ -115,12 +115,13 @@ class Encoder(nn.Module):
         pooled = output.last_hidden_state[torch.arange(len(batch.lengths), device=self.device), last]
         return nn.functional.normalize(pooled.to(self._vector_dtype), dim=-1)
 
-    def _mask(self, batch: TokenBatch) -> torch.Tensor | None:
-        """None where the attention kernel's own causality is right (no real token sees padding on its right), else a mask.
+    def _mask(self, batch: TokenBatch) -> torch.Tensor:
+        """All ones where the attention kernel's own causality is right: no real token sees the padding on its right.
 
-        Bidirectional rows need one only where they are padded; `eager` has no flag for causality, so it always gets one there."""
+        (None would say the same, but some versions of transformers then take the positions for those of packed sequences.) Bidirectional
+        rows need a true mask where they are padded, and under `eager`, which has no flag for causality, always."""
         if not self.settings.bidirectional or (batch.uniform and self.attention != "eager"):
-            return None
+            return torch.ones_like(batch.ids)
         lengths = torch.tensor(batch.lengths, device=self.device)
         real = torch.arange(batch.ids.shape[1], device=self.device) < lengths[:, None]
         if self.attention == "flash_attention_2":
