@@ -6,12 +6,22 @@ A failure that the user can mend is one message and exit code 2 (bad input) or 1
 from __future__ import annotations
 
 import argparse
+import errno
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 
+from safetensors import SafetensorError
+
 from stairstep.settings import StairstepError
 from stairstep.tasks import Recipe, load_recipe
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_ADVICE = "make room, or choose another run.root; nothing half-written counts, and the same command goes on from the last checkpoint"
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_CLOSED_ADVICE = "change the permissions, or choose another run.root"
 
 
 def parser(purpose: str) -> argparse.ArgumentParser:
@@ -40,4 +50,19 @@ def run(main: Callable[[list[str]], int]) -> None:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
         code = 1
+    except (OSError, SafetensorError) as error:
+        number, reason = _of_the_machine(error)
+        if number not in (*_FULL, *_CLOSED):
+            raise
+        print(f"error: {reason}; {_FULL_ADVICE if number in _FULL else _CLOSED_ADVICE}", file=sys.stderr)
+        code = 1 if number in _FULL else 2
     sys.exit(code)
+
+
+def _of_the_machine(error: OSError | SafetensorError) -> tuple[int | None, str]:
+    """The operating system's number for a failure, and what it says; safetensors has the number in its text alone."""
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename else ""
+        return error.errno, f"{named}{error.strerror or error}"
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return (int(found[1]), os.strerror(int(found[1]))) if found else (None, str(error))

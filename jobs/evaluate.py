@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.common import parse, parser, run
-from stairstep.evaluation.table import score_table
+from stairstep.evaluation.table import result_table
 from stairstep.records import logging_setup
 from stairstep.tasks.evaluate import evaluate
 from stairstep.tasks.resolve import resolve
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     measured = evaluate(resolve(recipe), options.base, options.checkpoint)
     for result in measured.results:
         timings = result.facts["timings"]
-        print(f"\n{score_table(result.scores, f'{result.name}: {measured.what}')}")
+        print(f"\n{result_table(result, f'{result.name}: {measured.what}')}")
         computed = {side: counts["computed"] for side, counts in result.facts["embeddings"].items()}
         print(f"embedded {computed['queries']} queries and {computed['tiles']} tiles in {timings['embed_s']} s; the rest was known")
     print(f"\nrows and summaries: {measured.folder}")

@@ -25,6 +25,7 @@ from stairstep.settings import DataError
 
 from .embed import EmbeddedTexts, EmbeddedTiles, Embedder, EmbedReport, EncoderLike, ReaderLike
 from .embeddings import EmbeddingStore
+from .questions_answered import QAScore, qa_score
 from .ranking import Candidates, ranks
 from .retrieval import ARTICLE_METRICS, HITS, PAIR_METRICS, Retrieved, article_metrics, pair_metrics, retrieve, scores_of
 from .settings import EvaluationSettings
@@ -46,6 +47,14 @@ class RetrievalResult:
     selection: Mapping[str, Interval]
     report: Mapping[str, Interval]
     facts: Mapping[str, Any]
+    qa: Mapping[str, QAScore] = dataclasses.field(default_factory=dict)  # of all questions, of `selection` and of `report`
+
+    def answered(self, rows: Sequence[Row], coverage_floor: float, seconds: float) -> RetrievalResult:
+        """The same result with its rows answered and graded."""
+        parts = {part: [row for row in rows if row["split"] == part] for part in ("selection", "report")}
+        qa = {name: qa_score(part, coverage_floor) for name, part in {"all": rows, **parts}.items()}
+        timings = {**self.facts["timings"], "answer_s": round(seconds, 3)}
+        return dataclasses.replace(self, rows=tuple(rows), qa=qa, facts={**self.facts, "timings": timings})
 
     def summary(self) -> dict[str, Any]:
         """What `write_summary` writes: JSON values alone."""
@@ -53,12 +62,15 @@ class RetrievalResult:
         return {
             "name": self.name,
             **{part: {name: _plain(one) for name, one in scores.items()} for part, scores in parts.items()},
+            **({"qa": {name: one.plain() for name, one in self.qa.items()}} if self.qa else {}),
             **self.facts,
         }
 
     def metrics(self) -> dict[str, float]:
         """The scores alone as `<name>/<metric>`, for the metric log."""
-        return {f"{self.name}/{metric}": one.value for metric, one in self.scores.items()}
+        found = {f"{self.name}/{metric}": one.value for metric, one in self.scores.items()}
+        known = self.qa["all"].interval if self.qa else None
+        return found | ({f"{self.name}/qa_score": known.value} if known is not None else {})
 
 
 def open_store(settings: EvaluationSettings, root: Path) -> EmbeddingStore | None:

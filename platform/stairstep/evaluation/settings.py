@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stairstep.data.settings import QuestionSetSource
-from stairstep.settings import setting
+from stairstep.settings import SettingError, setting
+
+
+@dataclass(frozen=True)
+class LocalReaderSettings:
+    """A reader in this process, by plain greedy generation."""
+
+    kind: Literal["local"] = setting("local", doc="The kind of reader.")
+    model: str = setting("tiny-reader", doc="A local folder, a hub id, or the name of a reader shipped in the package.")
+    system: str = setting("", doc="System message of the reader; empty: none.")
+    max_new_tokens: int = setting(48, doc="Most tokens of an answer.", minimum=1)
+    batch: int = setting(32, doc="Questions answered at once.", minimum=1)
 
 
 @dataclass(frozen=True)
@@ -36,9 +47,21 @@ class EvaluationSettings:
         minimum=0,
         maximum=1,
     )
+    reader: LocalReaderSettings | None = setting(
+        None, doc="Who answers the questions from the tiles retrieved, graded by exact comparison; null: retrieval alone is measured."
+    )
+    top_k_read: int = setting(3, doc="Retrieved tiles that the reader is shown, best first.", minimum=1, maximum=10)
+    coverage_floor: float = setting(
+        0.95, doc="Least share of questions that must be graded; below it there is no QA score, only its bounds.", minimum=0, maximum=1
+    )
     batch_tokens: int = setting(16384, doc="Tokens that the encoder sees at once in evaluation.", minimum=1)
     cache: bool = setting(True, doc="Keep embeddings by encoder state and find them again in later evaluations.")
     cache_folder: str | None = setting(None, doc="Where embeddings are kept; default: a folder under the run root, shared by its runs.")
     cache_states: int = setting(
         32, doc="Encoder states whose embeddings are kept; those unused for longest go first (4 bytes a tile and dimension).", minimum=1
     )
+
+    def check(self) -> None:
+        """The reader is shown what the rows list."""
+        if self.reader is not None and self.top_k_read > self.top_k:
+            raise SettingError("top_k_read", f"{self.top_k_read} is more than evaluation.top_k ({self.top_k}); raise that, or lower this")

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from .question_set import RetrievalResult
+from .questions_answered import qa_line
 from .statistics import Interval
+
+
+def result_table(result: RetrievalResult, title: str) -> str:
+    """A result's scores below a title, with the QA score where questions were answered."""
+    lines = [score_table(result.scores, title)]
+    return "\n".join([*lines, qa_line(result.qa["all"])] if result.qa else lines)
 
 
 def score_table(scores: Mapping[str, Interval], title: str = "") -> str:

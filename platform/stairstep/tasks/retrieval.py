@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from stairstep.data import BatchPlan, Order, PairRow, PairSource, TextRow, TextSource, counts_of, fixed_sample
 from stairstep.evaluation.embeddings import EmbeddingStore
 from stairstep.evaluation.question_set import RetrievalResult, evaluate_pairs, evaluate_question_set, write_result
-from stairstep.evaluation.table import score_table
+from stairstep.evaluation.table import result_table
 from stairstep.models.encoder import Encoder
 from stairstep.objectives import (
     Alone,
@@ -36,6 +36,7 @@ from stairstep.objectives import (
 from stairstep.tiles import TileReader
 from stairstep.training import EvaluationReport, PhasePlan, StepReport
 
+from .answering import Answering
 from .batches import Batch, TileAhead, pixels_of, text_batch, tile_batch, tile_paths
 from .loading import RetrievalRows
 from .recipe import Recipe, RetrievalTaskSettings
@@ -96,6 +97,7 @@ class RetrievalTask:
         self.recipe, self.encoder, self.rows, self.reader, self.store = recipe, encoder, rows, reader, store
         self.collective: Collective = collective or Alone()
         self.objective = build_objective(recipe.objective).to(encoder.device)
+        self.answering = Answering(recipe.evaluation, reader, encoder.device)
         self.phases = PhasePlan(recipe.phases, recipe.optim.steps)
         self.results: list[RetrievalResult] = []
         self._query_side = isinstance(recipe.task, RetrievalTaskSettings) and recipe.task.query_side
@@ -178,7 +180,8 @@ class RetrievalTask:
         settings = self.recipe.evaluation
         tile_side = FrozenDocuments(self.encoder) if self._query_side else None
         results = [
-            evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side) for one in self.rows.question_sets
+            self.answering.answered(evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side))
+            for one in self.rows.question_sets
         ]
         held_out = [row for source in self.rows.validation for row in source]
         if settings.pairs and held_out:
@@ -190,7 +193,7 @@ class RetrievalTask:
         """Rows and summaries of the last evaluation, the primary set's at the top; returns a table a set."""
         for result in self.results:
             write_result(folder, step, result, primary=bool(self.rows.question_sets) and result is self.results[0])
-        return [f"step {step}\n{score_table(result.scores, result.name)}" for result in self.results]
+        return [f"step {step}\n{result_table(result, result.name)}" for result in self.results]
 
     def save(self, folder: Path) -> None:
         """The adapter and the objective's own parameters."""
