@@ -102,7 +102,7 @@ class GlyphsTask(Pretraining):
             logits = self._logits(batch["pixels"])
             loss = nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"].float())
             loss.backward()
-        return StepReport(float(loss), {"f1": f1(logits.detach(), batch["labels"])}, waited_s=waited)
+        return StepReport(float(loss.detach()), {"f1": f1(logits.detach(), batch["labels"])}, waited_s=waited)
 
     def _logits(self, pixels: Tensor) -> Tensor:
         merged: Tensor = self.head(tower_features(self.model.model.visual, pixels, self.device).merged)

@@ -185,7 +185,7 @@ class MatchingTask(Pretraining):
             if "targets" in batch:
                 loss, exact = answer_loss(self.model, batch, self.device)
                 loss.backward()
-                return StepReport(float(loss), {"exact": exact}, waited_s=waited)
+                return StepReport(float(loss.detach()), {"exact": exact}, waited_s=waited)
             names = batch["queries"]
             queries = self._embed_texts(batch, "query")
             tiles = "pixels" in batch
@@ -199,7 +199,7 @@ class MatchingTask(Pretraining):
             "temperature": 1 / float(output.metrics["scale"]),
             "text": float(not tiles),
         }
-        return StepReport(float(output.loss), metrics, waited_s=waited)
+        return StepReport(float(output.loss.detach()), metrics, waited_s=waited)
 
     def _embed_texts(self, batch: Batch, role: str) -> Tensor:
         hidden, _ = language_states(self.model.model, batch[f"{role}_ids"], batch[f"{role}_positions"], None)

@@ -46,7 +46,7 @@ class ReadingTask(Pretraining):
         with self.computing():
             loss, exact = answer_loss(self.model, batch, self.device)
             loss.backward()
-        return StepReport(float(loss), {"exact": exact, "tiles": float(batch["tiles"].shape[1])}, waited_s=waited)
+        return StepReport(float(loss.detach()), {"exact": exact, "tiles": float(batch["tiles"].shape[1])}, waited_s=waited)
 
     def evaluate(self, step: int) -> EvaluationReport:
         """Exact answers on a tinywiki world that no step shows anything of."""
