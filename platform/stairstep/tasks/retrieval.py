@@ -152,17 +152,19 @@ class RetrievalTask:
         self.objective.clamp_()
 
     def validation(self) -> Mapping[str, float]:
-        """Loss and accuracy over a fixed sample of the whole validation split, in batches like training's."""
+        """Loss and accuracy over a fixed sample of the whole validation split, in full batches like training's.
+
+        A smaller batch at the end would have fewer candidates; only a split of less than one batch is taken as it is."""
         rows = [row for source in self.rows.validation for row in source]
-        count = self.recipe.evaluation.loss_batches * self.recipe.optim.batch
-        if not rows or not count:
+        size = self.recipe.optim.batch
+        batches = min(self.recipe.evaluation.loss_batches, max(1, len(rows) // size))
+        if not rows or not batches:
             return {}
-        sample = [rows[index] for index in fixed_sample(len(rows), count, _SAMPLE_SEED)]
+        sample = [rows[index] for index in fixed_sample(len(rows), batches * size, _SAMPLE_SEED)]
         totals: dict[str, float] = {}
-        for start in range(0, len(sample), self.recipe.optim.batch):
-            part = sample[start : start + self.recipe.optim.batch]
-            for name, value in self._validation_batch(part).items():
-                totals[name] = totals.get(name, 0.0) + value * len(part) / len(sample)
+        for start in range(0, len(sample), size):
+            for name, value in self._validation_batch(sample[start : start + size]).items():
+                totals[name] = totals.get(name, 0.0) + value / batches
         return totals
 
     def evaluate(self, step: int) -> EvaluationReport:
