@@ -84,6 +84,8 @@ def test_folders_that_are_no_base(make, base, tmp_path):
     for folder, message in cases.items():
         with pytest.raises(InputError, match=message):
             make(base=str(folder))
+    with pytest.raises(InputError, match=r"model\.revision: 'main' means nothing for"):
+        make(base=str(base), revision="main")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_message(make, monkeypatch, tmp_path):
@@ -96,7 +98,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message(make, monkeypatch, tmp_path
     assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     with pytest.raises(UnreachableError, match=r"model.tokenizer"):
         make(base="qwen3_vl_embedding_2b", tokenizer="someone/else")
-    build_on_meta(ModelSettings(base="Qwen/Qwen3-VL-Embedding-2B"))
+    build_on_meta(ModelSettings(base="Qwen/Qwen3-VL-Embedding-2B", revision="abc"))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_frozen_by_default_and_in_eval_mode(base):
 
 BLOCKED = """
 import importlib.util, sys
-gone = {"ray", "wandb", "torchvision", "vllm"}
+gone = {"ray", "wandb", "torchvision", "vllm", "pydantic"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in gone:

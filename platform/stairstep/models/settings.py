@@ -124,6 +124,6 @@ class ModelSettings:
     adapter: AdapterSettings | None = setting(AdapterSettings(), doc="What is trained; null: nothing, the bare base.")
 
     def check(self) -> None:
-        """An adapter folder needs an adapter, and random weights take no revision."""
+        """A base has a name."""
         if not self.base:
             raise SettingError("base", "expected a folder, a hub id or the name of a shipped base")

@@ -53,9 +53,11 @@ def shipped_bases() -> dict[str, Path]:
 def locate(name: str, revision: str | None, key: str, files: Sequence[str] = SAFE_FILES) -> Source:
     """The folder behind a base's name as the recipe's `key` gives it; hub files that match `files` are fetched or found in the cache."""
     shipped = shipped_bases()
+    folder = Path(name).expanduser()
+    if revision is not None and (name in shipped or folder.is_dir()):
+        raise InputError(f"model.revision: '{revision}' means nothing for {name}, which is no hub repository; set it to null")
     if name in shipped:
         return Source(shipped[name], shipped=True)
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return Source(folder, shipped=False)
     if folder.exists():
@@ -70,7 +72,9 @@ def locate(name: str, revision: str | None, key: str, files: Sequence[str] = SAF
 
 def locate_config(name: str, revision: str | None, key: str) -> Source:
     """The folder of a base's config alone; a hub base whose config ships in the package needs no network."""
-    return locate(_SHIPPED_COPIES.get(name, name) if not Path(name).is_dir() else name, revision, key, ("config.json",))
+    if name in _SHIPPED_COPIES and not Path(name).is_dir():
+        return Source(shipped_bases()[_SHIPPED_COPIES[name]], shipped=True)
+    return locate(name, revision, key, ("config.json",))
 
 
 def fetch(repository: str, revision: str | None, files: Sequence[str], key: str) -> Path:
