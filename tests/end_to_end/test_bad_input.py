@@ -1,10 +1,12 @@
 """Bad input as a person meets it: one clear message, exit code 2 (1 where the network is at fault), no traceback, nothing half-written.
 
-Most of it goes through the jobs' `main` in this process; the three at the end are real commands.
+Most of it goes through the jobs' `main` in this process; those at the end are real commands.
 """
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
 import os
 import struct
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[2]
 Job = Callable[..., Any]
@@ -380,6 +383,50 @@ def test_a_folder_of_something_else_is_not_taken_for_a_run(job: Job, small: Any)
     assert "this folder is not empty and holds no run (there are thesis.tex)" in message(job("train", small.recipe))
     assert "thesis.tex" in message(job("train", small.recipe, "run.resume=overwrite"))
     assert (small.runs / "small" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x/.metrics"), 1, "runs/x/.metrics: No space left on device; make room"),
+        (
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            1,
+            "No space left on device; make room",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/x/recipe.yaml"),
+            2,
+            "runs/x/recipe.yaml: Permission denied; change the perm",
+        ),
+    ],
+)
+def test_a_full_or_closed_disk(monkeypatch: pytest.MonkeyPatch, capsys: Any, error: Exception, code: int, expected: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    common = importlib.import_module("jobs.common")
+
+    def main(arguments: list[str]) -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        common.run(main)
+    assert left.value.code == code
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
+
+
+@pytest.mark.parametrize(
+    "defect", [SafetensorError("Error while deserializing header"), OSError(errno.EINVAL, "Invalid argument"), KeyError("x")]
+)
+def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, defect: Exception) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    common = importlib.import_module("jobs.common")
+
+    def main(arguments: list[str]) -> int:
+        raise defect
+
+    with pytest.raises(type(defect)) as kept:
+        common.run(main)
+    assert kept.value is defect
 
 
 # --- real commands
