@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +80,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe in a file with `key.path=value` overrides; a run without a name takes the file's."""
     recipe = build(Recipe, apply_overrides(load_tree(path), overrides))
     if recipe.run.name is None:
-        recipe = replace(recipe, run=replace(recipe.run, name=Path(path).stem))
+        stem = re.sub(r"[^\w.+-]", "-", Path(path).stem, flags=re.ASCII).lstrip("-._+")[:80]
+        recipe = replace(recipe, run=replace(recipe.run, name=stem or "run"))
     return recipe
 
 
