@@ -1,5 +1,12 @@
 """The Ray adapters: the only room of the library that imports ray. It places what `tasks/` computes."""
 
-from .train import start_ray, train_on_ray, train_recipe
+import os
 
-__all__ = ["start_ray", "train_on_ray", "train_recipe"]
+# Workers run in the environment that the driver runs in. Under `uv run` Ray would rebuild that on every worker from the project's
+# files, over the network; it reads this switch when it is first imported.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+from .session import ray_session
+from .train import train_on_ray, train_recipe
+
+__all__ = ["ray_session", "train_on_ray", "train_recipe"]

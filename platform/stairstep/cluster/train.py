@@ -1,40 +1,50 @@
-"""Training under Ray Train: the very loop of `tasks.run`, on N workers whose process group Ray has set up.
+"""Training under Ray Train: N workers take the steps of `tasks.run`, and a group that lost one is set up anew from the last checkpoint.
 
-Ray places and restarts workers and is told metrics; checkpoints belong to the run folder, from which a restarted group goes on. `fit()`
-runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: it becomes a file in the run folder, which the first worker reads
-at the end of a step and all workers agree on. An error that a retry cannot mend is written down: a restarted group returns it at once.
+Ray places workers and is told metrics; checkpoints belong to the run folder, and how often a group is replaced is decided here, because
+only here is known whether another try can help. `fit()` runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: it
+becomes a file in the run folder, which the first worker reads at the end of a step and all workers agree on.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train import report as ray_report
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from stairstep.objectives import ProcessGroup
-from stairstep.records import RunFolder, StopFlag, logging_setup, read_json, write_json
-from stairstep.settings import StairstepError, TrainingError, UnreachableError, build, from_plain, to_plain
-from stairstep.settings import errors as project_errors
-from stairstep.tasks import Recipe
+from stairstep.records import Claim, RunFolder, StopFlag
+from stairstep.settings import InputError, UnreachableError, to_plain
+from stairstep.tasks import ClusterSettings, Recipe
 from stairstep.tasks.resolve import run_folder_path
 from stairstep.tasks.run import Finished, open_run, train
 from stairstep.training import Outcome
 
+from .losses import Loss, loss_of, timed_out
+from .screen import Relay, terminal_size
+from .session import Session, check_resources, check_root, ray_session, resources_line, shown, worker_resources
+from .work import PATIENCE_S, read_failure, wait_for_claim, work
+
 _LOG = logging.getLogger(__name__)
 _COLLECTIVE_TIMEOUT_S = 2 * 3600  # the others wait while the first worker evaluates
 _POLL_S = 0.2
+_SHORTLY_S = 5.0  # processes that were killed need a moment to die
+_QUIET_S = 60.0  # when workers that have not come are worth a line
+
+
+class _StoppedEarly(Exception):
+    """A stop was asked for before any worker had begun."""
 
 
 def train_recipe(recipe: Recipe) -> Finished:
@@ -45,130 +55,187 @@ def train_recipe(recipe: Recipe) -> Finished:
     return train_on_ray(recipe)
 
 
-def start_ray(recipe: Recipe) -> None:
-    """Connect to the recipe's cluster, or to the one that this runs on; without either, start one here."""
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=recipe.cluster.address, log_to_driver=True, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise UnreachableError(f"cluster.address: no Ray cluster answers ({error}); start one, or leave cluster.address out") from None
-
-
 def train_on_ray(recipe: Recipe) -> Finished:
     """Train under Ray Train; returns when the run has finished or was stopped with a checkpoint."""
-    root = Path(os.path.abspath(recipe.run.root))
-    recipe = replace(recipe, run=replace(recipe.run, root=str(root)))
+    check_root(recipe.run.root, recipe.cluster.address)
+    recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
     path = run_folder_path(recipe)
     folder = RunFolder.create(path)
-    with folder.claim():
-        open_run(folder, recipe)
-    recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
-    start_ray(recipe)
-    attempt = uuid.uuid4().hex[:12]
-    storage = root / ".ray"
-    trainer = _trainer(recipe, f"{recipe.run.name}-{attempt}", storage, attempt)
+    with _one_driver(path) as (storage, unclean):
+        with wait_for_claim(folder, PATIENCE_S if unclean else _SHORTLY_S):
+            open_run(folder, recipe)
+        recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
+        # Ray takes SIGTERM for itself when it starts, so the flag is raised after that.
+        with ray_session(recipe.cluster.address) as session, StopFlag() as flag:
+            driver = _Driver(recipe, folder, storage, session, flag)
+            try:
+                return Finished(driver.run(), path)
+            except BaseException as error:
+                _leave_failed(folder, error)
+                raise
+            finally:
+                driver.stop_file.unlink(missing_ok=True)
+
+
+class _Driver:
+    """One run from the driver's side: groups of workers, one after the other, until one of them ends it."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, storage: Path, session: Session, flag: StopFlag) -> None:
+        self.recipe, self.folder, self.storage, self.session, self.flag = recipe, folder, storage, session, flag
+        self.cluster = recipe.cluster
+        self.each = worker_resources(self.cluster)
+        self.attempt = uuid.uuid4().hex[:12]
+        self.stop_file = folder.path / "stop"
+
+    def run(self) -> Outcome:
+        """Set up groups of workers until the run ends; a lost worker costs one of `cluster.max_failures`, a preempted one none."""
+        if self.session.private:
+            check_resources(self.cluster, self.each)
+        lost, before = 0, ""
+        for number in itertools.count(1):
+            try:
+                return self._group(number)
+            except _StoppedEarly:
+                return self._stopped()
+            except (TrainingFailedError, RayActorError) as error:
+                loss = self._loss(error)
+            if self.flag:
+                return self._stopped()
+            lost += not loss.preempted
+            step = self._last_step()
+            repeated = loss.traceback and before == f"{step} {loss.what}"
+            before = f"{step} {loss.what}"
+            if lost > self.cluster.max_failures or repeated:
+                raise loss.final(lost)
+            _LOG.warning("%s; going on from step %d (%d of at most %d restarts)", loss.what, step, lost, self.cluster.max_failures)
+            with wait_for_claim(self.folder, PATIENCE_S):
+                open_run(self.folder, self.recipe)
+        raise AssertionError("unreachable")
+
+    def _group(self, number: int) -> Outcome:
+        """One group of workers; the main thread stays free for signals and for what the first worker writes."""
+        name = f"{self.recipe.run.name}-{self.attempt}-{number}"
+        relay = Relay(self.storage / f"{name}.txt")
+        trainer = self._trainer(name, relay.path)
+        ended: dict[str, Any] = {}
+
+        def fit() -> None:
+            try:
+                ended["value"] = trainer.fit().return_value
+            except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
+                ended["error"] = error
+
+        _LOG.info("starting %d Ray Train workers with %s each", self.cluster.workers, shown(self.each))
+        thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
+        with _environment(self.cluster, self.session), closing(relay):
+            thread.start()
+            self._attend(thread, relay)
+        if "error" in ended:
+            raise ended["error"]
+        return Outcome(**ended["value"])
+
+    def _attend(self, thread: threading.Thread, relay: Relay) -> None:
+        quiet_until = time.monotonic() + _QUIET_S
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            relay.poll()
+            if self.flag and thread.is_alive():
+                if self.session.ours and not relay.begun:
+                    raise _StoppedEarly  # closing the session ends what Ray has begun
+                if not self.stop_file.exists():
+                    self.stop_file.write_text(self.flag.reason, encoding="utf-8")
+            if not relay.begun and time.monotonic() > quiet_until:
+                quiet_until = float("inf")
+                _LOG.info("no worker has begun yet: %s", resources_line(self.cluster, self.each))
+
+    def _trainer(self, name: str, screen: Path) -> TorchTrainer:
+        gpu = "GPU" in self.each
+        config = {"recipe": to_plain(self.recipe), "attempt": self.attempt, "screen": str(screen), "terminal": terminal_size()}
+        return TorchTrainer(
+            work,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+            scaling_config=ScalingConfig(num_workers=self.cluster.workers, use_gpu=gpu, resources_per_worker=self.each),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(self.storage),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+
+    def _loss(self, error: TrainingFailedError | RayActorError) -> Loss:
+        """What Ray's error means for the run; raises what another try cannot mend."""
+        failure = read_failure(self.folder.path, self.attempt)
+        if failure is not None:
+            raise failure from None
+        if timed_out(error):
+            raise UnreachableError(
+                f"the workers' resources did not come within {self.cluster.start_timeout_s:g} s (cluster.start_timeout_s): "
+                f"{resources_line(self.cluster, self.each)}. Lower cluster.workers, or enlarge the cluster"
+            ) from None
+        return loss_of(error)
+
+    def _last_step(self) -> int:
+        checkpoints = self.folder.checkpoints()
+        return checkpoints[-1].step if checkpoints else 0
+
+    def _stopped(self) -> Outcome:
+        """The outcome of a run that was stopped where no worker could save anything: its last checkpoint stands."""
+        step = self._last_step()
+        self.folder.set_status("stopped", step, self.recipe.optim.steps, message="stopped")
+        return Outcome("stopped", step, None, None)
+
+
+@contextmanager
+def _one_driver(path: Path) -> Iterator[tuple[Path, bool]]:
+    """Ray's storage for this run, claimed by one driver at a time; and whether the last one left without cleaning up.
+
+    Workers claim the run folder itself. This claim is beside it and holds over all groups of workers, the time between them included.
+    """
+    storage = path.parent / ".ray" / path.name
+    unclean = storage.exists()
+    storage.mkdir(parents=True, exist_ok=True)
     try:
-        with StopFlag() as flag:
-            value = _fit(trainer, flag, path / "stop")
-    except StairstepError:
-        _raise_failure(path, attempt)
-        raise
-    finally:
-        shutil.rmtree(storage / f"{recipe.run.name}-{attempt}", ignore_errors=True)
-        (path / "stop").unlink(missing_ok=True)
-    _raise_failure(path, attempt)
-    return Finished(Outcome(**value), path)
-
-
-def _trainer(recipe: Recipe, name: str, storage: Path, attempt: str) -> TorchTrainer:
-    cluster = recipe.cluster
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would show every progress line twice
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(cluster.start_timeout_s))
-    gpu = cluster.device == "cuda" or (cluster.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
-    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **cluster.resources}
-    return TorchTrainer(
-        work,
-        train_loop_config={"recipe": to_plain(recipe), "attempt": attempt},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=1),
-        ),
-    )
-
-
-def _fit(trainer: TorchTrainer, flag: StopFlag, stop_file: Path) -> dict[str, Any]:
-    """Run `fit()` beside the main thread, which passes a stop request on."""
-    ended: dict[str, Any] = {}
-
-    def fit() -> None:
+        claim = Claim(storage)
+    except InputError as error:
+        raise InputError(str(error).replace(str(storage.resolve()), str(path))) from None
+    with claim:
+        for left in storage.iterdir():
+            if left.name != ".lock":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
-            ended["value"] = trainer.fit().return_value
-        except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
-            ended["error"] = error
-
-    thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        if flag and not stop_file.exists() and thread.is_alive():
-            stop_file.write_text(flag.reason, encoding="utf-8")
-    if "error" in ended:
-        raise _told(ended["error"])
-    return ended["value"]
+            yield storage, unclean
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+            with suppress(OSError):  # another run's storage is there
+                storage.parent.rmdir()
 
 
-def _told(error: BaseException) -> BaseException:
-    """Ray's error as one message of ours, where it is a failure of the run and not of this code."""
-    if isinstance(error, ray.train.WorkerGroupError):
-        rank, cause = next(iter(sorted(error.worker_failures.items())))
-        return TrainingError(f"worker {rank} failed and its restarts are used up (cluster.max_failures): {_last_line(cause)}")
-    if isinstance(error, ray.train.ControllerError):
-        return UnreachableError(f"Ray could not start the workers: {_last_line(error)}; compare cluster.workers with `ray status`")
-    return error
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
-
-
-def work(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What each worker runs: the loop of `tasks.run` over Ray's process group."""
-    recipe = build(Recipe, from_plain(config["recipe"], "recipe"))
-    path = run_folder_path(recipe)
-    if _failure(path, config["attempt"]) is not None:
-        return None
-    workers = ProcessGroup()
-    logging_setup(rank=workers.rank)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-
-    def reported(step: int, values: Mapping[str, float]) -> None:
-        ray_report({"step": step, "run_folder": str(path), "time": time.time(), **values})
-
+@contextmanager
+def _environment(cluster: ClusterSettings, session: Session) -> Iterator[None]:
+    """How Ray Train's controller and workers behave is read from the driver's environment; what a person has set there stays."""
+    wanted = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.start_timeout_s),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"),  # a report waits for it
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would write every progress line twice
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a recipe mean the same everywhere
+    }
+    if session.private:
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
-        return asdict(train(recipe, workers, reported=reported).outcome)
-    except StairstepError as error:
-        write_json(path / "failure.json", {"attempt": config["attempt"], "kind": type(error).__name__, "message": str(error)})
-        raise
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
-def _failure(path: Path, attempt: str) -> StairstepError | None:
-    """The error that ended this attempt, if one did that a restart cannot mend."""
-    file = path / "failure.json"
-    if not file.exists():
-        return None
-    plain = read_json(file)
-    if plain["attempt"] != attempt:
-        return None
-    kind = getattr(project_errors, plain["kind"], TrainingError)
-    return kind(plain["message"])
-
-
-def _raise_failure(path: Path, attempt: str) -> None:
-    error = _failure(path, attempt)
-    if error is not None:
-        raise error
+def _leave_failed(folder: RunFolder, error: BaseException) -> None:
+    """Say in the status why the run failed, unless another process is at work on it."""
+    with suppress(InputError), Claim(folder.path, watch_s=0.0):
+        folder.set_status("failed", message=str(error) or type(error).__name__)

@@ -153,7 +153,7 @@ def train(
     claim = folder.claim() if first else None
     try:
         if first:
-            open_run(folder, recipe)
+            folder.write_environment(from_step=open_run(folder, recipe))
         workers.barrier()
         with _failure_in_status(folder if first else None):
             task = build_task(recipe, workers, folder)
@@ -182,8 +182,8 @@ def _failure_in_status(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def open_run(folder: RunFolder, recipe: Recipe) -> None:
-    """Make a claimed folder ready for this recipe's run, new or going on, or refuse."""
+def open_run(folder: RunFolder, recipe: Recipe) -> int:
+    """Make a claimed folder ready for this recipe's run, new or going on, or refuse; returns the step that it goes on from."""
     resume = recipe.run.resume
     if resume == "auto" and _nothing_done(folder):
         resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
@@ -194,8 +194,8 @@ def open_run(folder: RunFolder, recipe: Recipe) -> None:
             "to delete it and start anew"
         )
     (folder.path / "stop").unlink(missing_ok=True)
-    folder.write_environment(from_step=opening.from_step)
     folder.set_status("preparing", opening.from_step, recipe.optim.steps)
+    return opening.from_step
 
 
 def _nothing_done(folder: RunFolder) -> bool:
@@ -268,4 +268,5 @@ def outcome_line(finished: Finished) -> str:
     """The last line that a person reads of a run."""
     outcome = finished.outcome
     best = f"; best on the selection split: step {outcome.best_step} ({outcome.best_score:.3f})" if outcome.best_step is not None else ""
-    return f"{outcome.reason} at step {outcome.step}{best}; {finished.folder}"
+    further = "; the same command goes on from there" if outcome.reason == "stopped" else ""
+    return f"{outcome.reason} at step {outcome.step}{best}{further}; {finished.folder}"

@@ -1,0 +1,117 @@
+"""Ray for the length of a job: the cluster that the job runs on, or a private one on this machine that ends with it.
+
+Ray's own log lines stay in Ray's log files: what a person has to know reaches the terminal as our lines and our errors. A private
+cluster is reached with the token that Ray keeps in the user's home; where there is none yet, it is made for the user's eyes alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from stairstep.settings import InputError, RecipeError, UnreachableError
+from stairstep.tasks import ClusterSettings
+
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection to Ray. `private`: a cluster of this process alone, which cannot grow; `ours`: it is closed when the job ends."""
+
+    private: bool
+    ours: bool
+
+
+def on_a_cluster(address: str | None) -> bool:
+    """Whether a recipe's address, or the environment of a Ray job, names a cluster that was there before."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[Session]:
+    """Connect to the cluster at `address`, or to the one that this runs on, or start one here; an existing connection is used as it is."""
+    if ray.is_initialized():
+        yield Session(_started_here(), ours=False)
+        return
+    if not on_a_cluster(address):
+        _private_token()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise UnreachableError(
+            f"cluster.address: no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')} ({error}); start one, or leave "
+            "cluster.address out to run on this machine. Where the cluster asks for a token, set RAY_AUTH_MODE=token"
+        ) from None
+    try:
+        yield Session(_started_here(), ours=True)
+    finally:
+        ray.shutdown()
+
+
+def check_root(root: str, address: str | None) -> None:
+    """A cluster needs an absolute run root: the working folder of a job is a copy that is thrown away."""
+    if on_a_cluster(address) and not os.path.isabs(root):
+        raise RecipeError(
+            f"run.root: '{root}' is relative, but the run is placed on a cluster, where a job's working folder is thrown away; give the "
+            "absolute path of a folder that every node sees"
+        )
+
+
+def worker_resources(cluster: ClusterSettings) -> dict[str, float]:
+    """What Ray reserves for each worker; a GPU where the recipe asks for one, or leaves it open and the cluster has one."""
+    gpu = cluster.device == "cuda" or (cluster.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
+    return {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **cluster.resources}
+
+
+def check_resources(cluster: ClusterSettings, each: Mapping[str, float]) -> None:
+    """Refuse at once what a cluster that cannot grow will never have."""
+    there = ray.cluster_resources()
+    for name, amount in each.items():
+        if amount * cluster.workers > there.get(name, 0):
+            raise InputError(
+                f"cluster.workers: {cluster.workers} workers with {shown(each)} each were asked for, but this machine has "
+                f"{name} {there.get(name, 0):g}; lower cluster.workers{_remedy(name)}"
+            )
+
+
+def resources_line(cluster: ClusterSettings, each: Mapping[str, float]) -> str:
+    """What was asked for and what there is."""
+    there, free = ray.cluster_resources(), ray.available_resources()
+    have = "; ".join(f"{name} {there.get(name, 0):g}, of which {free.get(name, 0):g} free" for name in each)
+    return f"{cluster.workers} workers with {shown(each)} each were asked for; the cluster has {have}"
+
+
+def shown(each: Mapping[str, float]) -> str:
+    """Resources as a person reads them."""
+    return ", ".join(f"{name} {amount:g}" for name, amount in each.items())
+
+
+def _remedy(name: str) -> str:
+    return {"CPU": " or cluster.cpus_per_worker", "GPU": ", or say cluster.device=cpu"}.get(name, " or cluster.resources")
+
+
+def _started_here() -> bool:
+    """Whether this very process started the cluster: its session is named after the process that did."""
+    return ray.get_runtime_context().get_session_name().endswith(f"_{os.getpid()}")
+
+
+def _private_token() -> None:
+    """Make the token that Ray would make, but readable by its owner alone."""
+    path = Path.home() / ".ray" / "auth_token"
+    if path.exists() or any(os.environ.get(name) for name in _TOKEN_VARIABLES):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
