@@ -1,0 +1,228 @@
+"""The documents do not rot: seed 000's flags each have their row, keys and values are the recipe's, commands parse."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import pytest
+
+from stairstep.settings import to_plain
+from stairstep.settings.hints import options_of
+from stairstep.settings.yaml_text import parse_yaml
+from stairstep.tasks import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+V8R = ROOT / "recipes" / "v8r.yaml"
+LATER = "(issue 4)"
+
+SEED_COMMAND = r"""
+cd train CUDA_VISIBLE_DEVICES= uv run python train_contrastors.py \
+ --data-split-dir "$DATA_ROOT/screenshot-training-natural-filtered-v2" \
+ --text-warmup-steps 50 \
+ --text-data-dir "$DATA_ROOT/text-qa-pair" \
+ --test-data "$DATA_ROOT/screenshot-training/test_miniv8/test_miniv8.json" \
+ --max-steps 350 \
+ --batch-size 64 \
+ --grad-cache-chunk 4 \
+ --num-hard-negatives 2 \
+ --lr 7e-6 \
+ --warmup-steps 20 \
+ --scheduler cosine \
+ --test-batch-size 16 \
+ --eval-steps 25 \
+ --test-eval-steps 50 \
+ --save-steps 50 \
+ --max-num-visual-tokens 4096 \
+ --lora-vit \
+ --simpleqa-max-examples 1000 \
+ --vllm-url http://localhost:8200/v1 \
+ --vllm-model Qwen/Qwen3-VL-4B-Instruct \
+ --wandb-run-name v8r \
+ --output-dir "$OUTPUT_DIR/v8_r_warmup50_lr7e6_lora_vit_350"
+"""
+# Values of the command that are the recipe's too, letter by letter or as a path below the same root; the others are explained in their row.
+ALIKE = {
+    "--text-warmup-steps",
+    "--text-data-dir",
+    "--test-data",
+    "--max-steps",
+    "--batch-size",
+    "--grad-cache-chunk",
+    "--num-hard-negatives",
+    "--lr",
+    "--warmup-steps",
+    "--scheduler",
+    "--eval-steps",
+    "--test-eval-steps",
+    "--save-steps",
+    "--max-num-visual-tokens",
+    "--simpleqa-max-examples",
+    "--wandb-run-name",
+}
+KNOBS = [
+    "bidirectional",
+    "dora",
+    "rslora",
+    "vit_rank",
+    "llm_mlp",
+    "vit_unfrozen",
+    "text_mix",
+    "text_curriculum",
+    "fresh_after_text_warmup",
+    "siglip",
+    "label_smoothing",
+    "hardness",
+    "ema_decay",
+    "reversed",
+    "count:",
+    "constant",
+    "cosine_restarts",
+    "query_side",
+    "hard_negatives",
+]
+
+
+def seed_flags() -> dict[str, str | None]:
+    """The flags of the seed's command with their values."""
+    words = shlex.split(SEED_COMMAND.replace("\\\n", " "))
+    flags: dict[str, str | None] = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            flags[word] = None if following.startswith("--") else following.removeprefix("$DATA_ROOT/")
+    return flags
+
+
+def tables(path: Path) -> list[list[list[str]]]:
+    """The tables of a document: rows of cells, headings first."""
+    found: list[list[list[str]]] = []
+    inside = False
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            if not inside:
+                found.append([])
+            if not set("".join(cells)) <= {"-", " "}:
+                found[-1].append(cells)
+        inside = line.startswith("| ")
+    return found
+
+
+def coded(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def has_key(cls: Any, key: str) -> bool:
+    """Whether a dotted key (a list's items as `[]`) exists in a settings class, whichever kind it may take."""
+    name, _, rest = key.partition(".")
+    plain = name.removesuffix("[]")
+    hint = get_type_hints(cls).get(plain)
+    if hint is None:
+        return False
+    options = options_of(hint)
+    if name.endswith("[]"):
+        options = tuple(item for option in options if get_origin(option) is tuple for item in options_of(get_args(option)[0]))
+    if not rest:
+        return bool(options)
+    return any(has_key(option, rest) for option in options if dataclasses.is_dataclass(option))
+
+
+def values_at(plain: Any, key: str) -> list[Any]:
+    places = [plain]
+    for part in key.split("."):
+        places = [one[part.removesuffix("[]")] for one in places]
+        if part.endswith("[]"):
+            places = [item for one in places for item in one]
+    return places
+
+
+FLAGS, FIXED, ABLATIONS = tables(ROOT / "docs" / "seed000.md")
+
+
+def test_keys_are_told_from_words_that_are_none():
+    for key in ("optim.rates.llm", "evaluation.sets[].limit", "objective.loss.hardness", "model.adapter.targets.vit_mlp", "data.train"):
+        assert has_key(Recipe, key), key
+    for key in ("optim.lr", "evaluation.sets.limit", "optim.rates[].llm", "optim.batch.size", "objective.loss.hard", "data.train[].x"):
+        assert not has_key(Recipe, key), key
+
+
+def test_every_flag_of_the_seed_has_its_row_and_no_other_has():
+    flags = seed_flags()
+    assert len(flags) == 22
+    assert [coded(row[0]) for row in FLAGS[1:]] == [[flag] for flag in flags]
+
+
+@pytest.mark.parametrize("row", [*FLAGS[1:], *FIXED[1:]], ids=lambda row: row[0].strip("`"))
+def test_a_row_names_keys_that_exist_and_the_values_of_v8r(row: list[str]):
+    name, keys, values, note = row[0].strip("`"), coded(row[1]), coded(row[2]), row[3]
+    assert [key for key in (*keys, *coded(note)) if re.fullmatch(r"[a-z_]+\.[\w.\[\]]+", key) and not has_key(Recipe, key)] == []
+    if LATER in note:
+        assert (keys, values) == ([], [])
+        return
+    assert keys
+    assert len(values) == len(keys), "as many values as keys"
+    plain = to_plain(load_recipe(V8R))
+    for key, value in zip(keys, values, strict=True):
+        [there] = values_at(plain, key)
+        assert parse_yaml(f"value: {value}", "docs").value["value"].value == there, key
+        if name in ALIKE:
+            assert seed_flags()[name] in (value, str(there), None), name
+
+
+def test_what_is_alike_is_among_the_flags():
+    assert set(seed_flags()) > ALIKE
+
+
+@pytest.mark.parametrize("row", ABLATIONS[1:], ids=lambda row: row[0])
+def test_an_ablation_is_an_override_that_changes_v8r(row: list[str]):
+    [override] = coded(row[1])
+    overrides = override.split(" ") if "[{" not in override else [override]
+    assert load_recipe(V8R, overrides) != load_recipe(V8R)
+
+
+def test_the_knobs_of_the_ablations_are_all_there():
+    text = " ".join(row[1] for row in ABLATIONS)
+    assert [knob for knob in KNOBS if knob not in text] == []
+
+
+def documents() -> list[Path]:
+    return [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "jobs").glob("*.py")),
+        *sorted((ROOT / "recipes").rglob("*.yaml")),
+    ]
+
+
+def commands(path: Path) -> list[tuple[str, list[str]]]:
+    """The `python -m jobs.…` commands of a document: verb and arguments, less comments in the text beside them."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        for verb, rest in re.findall(r"python -m jobs\.(\w+)((?: +[^`#\n]*)?)", line):
+            found.append((verb, shlex.split(re.split(r" {2,}|\. |\)", rest.strip())[0])))
+    return found
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_commands_of_the_documents_parse(path: Path):
+    for verb, arguments in commands(path):
+        source = ROOT / "jobs" / f"{verb}.py"
+        assert source.exists(), f"{path.name}: there is no job {verb}"
+        text = source.read_text(encoding="utf-8")
+        recipes = [one for one in arguments if one.endswith(".yaml") and "=" not in one]
+        overrides = [one for one in arguments if "=" in one]
+        assert [one for one in arguments if one.startswith("--") and f'"{one}"' not in text] == [], (path.name, verb, arguments)
+        elided = [one.partition("=")[0] for one in overrides if "…" in one]
+        assert [key for key in elided if not has_key(Recipe, key)] == [], (path.name, verb, arguments)
+        if recipes and (ROOT / recipes[0]).exists():
+            load_recipe(ROOT / recipes[0], [one for one in overrides if "…" not in one])
+
+
+def test_there_are_commands():
+    found = {path.name: len(commands(path)) for path in documents()}
+    assert found["README.md"] > 3
+    assert found["recipes.md"] > 5
+    assert found["train.py"] > 3
