@@ -1,8 +1,6 @@
 """Comparing recipes, and the folder name that a recipe without one gets."""
 
-from pathlib import Path
-
-from stairstep.records import RunSettings, differences, folder_of
+from stairstep.records import differences
 from stairstep.records.resume import ABSENT, binding, normal
 
 
@@ -33,15 +31,3 @@ def test_plain_settings_are_compared_as_they_come_back_from_yaml():
     plain = {"a": 7e-6, "b": "off", "c": "7e-6", "d": [1.0, None, True], "e": 1e22, "f": "é: #"}
     assert normal(plain) == plain
     assert [type(value) for value in normal(plain).values()] == [type(value) for value in plain.values()]
-
-
-def test_the_folder_of_a_recipe():
-    plain = {"run": {"name": None, "root": "r", "seed": 1, "resume": "auto"}, "optim": {"lr": 1.0}, "cluster": {"workers": 1}}
-    unnamed = RunSettings(root="r")
-    made = folder_of(unnamed, "recipes/v8 r.yaml", plain)
-    assert made.parent == Path("r") and made.name.startswith("v8-r-") and len(made.name) == len("v8-r-") + 8
-    assert folder_of(unnamed, "v8 r.yaml", {**plain, "cluster": {"workers": 4}, "trackers": 1}) == made
-    assert folder_of(unnamed, "v8 r.yaml", {**plain, "run": {**plain["run"], "resume": "never", "root": "q"}}) == made
-    assert folder_of(unnamed, "v8 r.yaml", {**plain, "optim": {"lr": 2.0}}) != made
-    assert folder_of(unnamed, "v8 r.yaml", {**plain, "run": {**plain["run"], "seed": 2}}) != made
-    assert folder_of(RunSettings(name="mine", root="/q"), "v8r.yaml", plain) == Path("/q/mine")

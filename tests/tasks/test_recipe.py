@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from stairstep.records import RunFolder
 from stairstep.settings import RecipeError, build, from_plain, to_plain, to_yaml
 from stairstep.tasks import Recipe, load_recipe, recipe_digest
+from stairstep.tasks.run import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_KEYS = ["run", "task", "data", "tiles", "model", "objective", "optim", "phases", "evaluation", "checkpoints", "trackers", "cluster"]
@@ -137,3 +139,16 @@ def test_shipped_recipes_say_only_what_differs_and_v8r_is_seed_000():
     }
     assert {key: plain[key] for key in expected} == expected
     assert recipe.evaluation.sets[0].limit == 1000
+
+
+def test_a_run_of_an_older_version_takes_the_defaults_of_younger_keys(tmp_path: Path) -> None:
+    recipe = build(Recipe, from_plain({"run": {"root": str(tmp_path), "name": "old"}}, "test"))
+    plain = to_plain(recipe)
+    del plain["evaluation"]["top_k_read"]
+    folder = RunFolder.create(tmp_path / "old")
+    with folder.claim():
+        folder.open_for(plain, "auto")
+        folder.metrics.append(1, {"train/loss": 1.0})
+    with folder.claim():
+        assert open_run(folder, recipe) == 0
+    assert folder.recipe()["evaluation"]["top_k_read"] == 3

@@ -16,7 +16,7 @@ from .folders import commit_folder, is_complete, new_folder, remove_folder
 from .log import logging_setup
 from .metrics import VOLATILE, MetricLog, comparable, is_volatile, series
 from .progress import Progress
-from .resume import differences, folder_of
+from .resume import differences
 from .run_folder import Checkpoint, Opening, RunFolder
 from .settings import CheckpointSettings, RunSettings, TrackerSettings
 from .status import Status
@@ -47,7 +47,6 @@ __all__ = [
     "digest_of_file",
     "digest_of_folder",
     "digest_of_json",
-    "folder_of",
     "is_complete",
     "is_volatile",
     "logging_setup",

@@ -6,15 +6,11 @@ curve would be a curve of two recipes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stairstep.settings import DataError, InputError, Node, RecipeError, parse_yaml, to_yaml
-
-from .files import digest_of_json
-from .settings import RunSettings
 
 FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name")
 """Keys that may differ at a resume; `run.root` and `run.name` say only where the folder lies, and it has been found."""
@@ -87,14 +83,3 @@ def _plain(node: Node) -> Any:
     if isinstance(node.value, list):
         return [_plain(child) for child in node.value]
     return node.value
-
-
-def folder_of(run: RunSettings, recipe: str | Path, plain: Mapping[str, Any]) -> Path:
-    """The folder of a run: its name, or the recipe's file name and a digest of all that a resume would hold it to."""
-    if run.name is not None:
-        return Path(run.root) / run.name
-    held = {key: value for key, value in plain.items() if key not in FREE}
-    if isinstance(held.get("run"), Mapping):
-        held["run"] = {key: value for key, value in held["run"].items() if f"run.{key}" not in FREE}
-    stem = re.sub(r"[^\w.+-]", "-", Path(recipe).stem, flags=re.ASCII).lstrip("-._+")[:80] or "run"
-    return Path(run.root) / f"{stem}-{digest_of_json(normal(held))[:8]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +97,16 @@ class RunFolder:
         self._claim = Claim(self.path, watch_s)
         return self._claim
 
-    def open_for(self, recipe: Mapping[str, Any], resume: Literal["auto", "never", "overwrite"]) -> Opening:
+    def open_for(
+        self,
+        recipe: Mapping[str, Any],
+        resume: Literal["auto", "never", "overwrite"],
+        completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda plain: plain,
+    ) -> Opening:
         """Decide how a run of this (plain) recipe begins here, and make the folder ready for it: leftovers swept, old files deleted if
-        told, metrics of steps that will run again removed, the recipe written. The caller holds the claim."""
+        told, metrics of steps that will run again removed, the recipe written. The caller holds the claim.
+
+        `completed` gives a stored recipe the defaults of keys that are younger than it."""
         if self._claim is None or not self._claim.held:
             raise RuntimeError("claim the run folder before opening it for a run")
         self.sweep()
@@ -112,7 +119,7 @@ class RunFolder:
         elif resume == "never":
             raise InputError(f"{self.path}: a run is here already; choose another run.name, or say run.resume=auto or run.resume=overwrite")
         else:
-            check_same_recipe(self.path, self.recipe(), recipe)
+            check_same_recipe(self.path, completed(self.recipe()), recipe)
             opening = self._reopen()
         if opening.state != "finished":
             self.write_recipe(to_yaml(recipe))

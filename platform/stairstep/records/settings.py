@@ -13,9 +13,7 @@ from stairstep.settings import SettingError, setting
 class RunSettings:
     """`run`: the run's folder, its seed, its threads and what happens when the folder already holds a run."""
 
-    name: str | None = setting(
-        None, doc="Folder of the run below `root`; null: the recipe's file name without its ending."
-    )
+    name: str | None = setting(None, doc="Folder of the run below `root`; null: the recipe's file name without its ending.")
     root: str = setting(
         "runs", doc="Folder in which runs lie. A relative one counts from the working directory, and is refused on a cluster."
     )

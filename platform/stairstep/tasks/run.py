@@ -21,7 +21,7 @@ from stairstep.evaluation.question_set import open_store
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
-from stairstep.settings import InputError, to_plain
+from stairstep.settings import InputError, RecipeError, build, from_plain, to_plain
 from stairstep.training import Cadence, NonFiniteError, Outcome, Task, Trainer
 
 from .loading import load_rows, tile_reader
@@ -187,7 +187,7 @@ def open_run(folder: RunFolder, recipe: Recipe) -> int:
     resume = recipe.run.resume
     if resume == "auto" and _nothing_done(folder):
         resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
-    opening = folder.open_for(to_plain(recipe), resume)
+    opening = folder.open_for(to_plain(recipe), resume, _completed)
     if opening.state == "finished":
         raise InputError(
             f"{folder.path}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
@@ -196,6 +196,14 @@ def open_run(folder: RunFolder, recipe: Recipe) -> int:
     (folder.path / "stop").unlink(missing_ok=True)
     folder.set_status("preparing", opening.from_step, recipe.optim.steps)
     return opening.from_step
+
+
+def _completed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the defaults of today's keys, so that a run goes on after an upgrade; one that no longer builds stays as it is."""
+    try:
+        return to_plain(build(Recipe, from_plain(plain, "the run's recipe.yaml")))
+    except RecipeError:
+        return plain
 
 
 def _nothing_done(folder: RunFolder) -> bool:
