@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,12 @@ class _Steps(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         return self._make(step)
+
+
+def _quiet(worker: int) -> None:
+    """Signals are for the process that trains; it stops its workers itself, after its last step."""
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)
 
 
 class BatchesAhead:
@@ -51,6 +58,7 @@ class BatchesAhead:
             sampler=range(step, self._last + 1),
             num_workers=self._workers,
             prefetch_factor=2 if self._workers else None,
+            worker_init_fn=_quiet,
             pin_memory=self._device.type == "cuda",
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
@@ -134,11 +134,20 @@ def load_generating(folder: Path, fresh: bool, init_seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
             model = Qwen3VLForConditionalGeneration._from_config(read_config(folder), dtype=torch.float32, attn_implementation="sdpa")
+            _widen(model)
     else:
         model = Qwen3VLForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="sdpa")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return model.train()
+
+
+def _widen(model: nn.Module) -> None:
+    """Draw the linear layers anew, by their own widths: the usual 0.02 is made for wide models and slows so narrow a one down."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head"):
+            gain = 1.0 if "visual." in name else 0.5
+            nn.init.normal_(module.weight, std=gain / module.in_features**0.5)
 
 
 def write_model(folder: Path, like: Path, model: Any, dtype: torch.dtype) -> None:

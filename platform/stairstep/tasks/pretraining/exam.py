@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from .samples import Shelf
 Asking = tuple[str, list[Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exam:
     """The questions of one world with their tiles."""
 
@@ -47,6 +47,7 @@ class Exam:
         return self.shelf.tile(asked.article, asked.fact.chunk)
 
 
+@lru_cache(maxsize=2)
 def open_exam(seed: int, questions: int) -> Exam:
     """The exam of the world with this seed: three tiles an article, two articles for every three questions."""
     articles = max(4, 2 * ((questions + 1) // 2))

@@ -1,6 +1,8 @@
 """The glyph stage: which characters lie under each merged token of the vision tower, told by a throwaway linear head.
 
-Without it the language side learns the habits of the text while the vision tower gets no signal, for thousands of steps.
+Without it the language side learns the habits of the text while the vision tower gets no signal, for thousands of steps. The head tells the
+character at each of eight places under a token (four across, two down) and not only the set of them: that is learned several times
+faster, and in the order in which it will be read. The run begins on one font and layout, which is faster again.
 """
 
 from __future__ import annotations
@@ -28,26 +30,35 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
 
 FIRST, LAST = 33, 126  # printable ASCII
+CLASSES = LAST - FIRST + 2  # and nothing at all, which is class 0
 CELL = 32
-_SHARE = 0.25  # of a character's box that must lie in a cell to count there
+_WIDE, _HIGH = 8, 16  # of a place, in pixels
+PLACES = (CELL // _WIDE) * (CELL // _HIGH)
 
 
 def labels(characters: Sequence[tuple[str, int, int, int, int]]) -> np.ndarray:
-    """Which characters lie in each 32×32 cell of a page: uint8 [cells, characters]."""
-    rows, columns = HEIGHT // CELL, WIDTH // CELL
-    found = np.zeros((rows, columns, LAST - FIRST + 1), dtype=np.uint8)
+    """The character at each place under each 32×32 cell of a page, or 0: uint8 [cells, places]."""
+    rows, columns = HEIGHT // _HIGH, WIDTH // _WIDE
+    found = np.zeros((rows, columns), dtype=np.uint8)
+    narrow = []
     for character, left, top, right, bottom in characters:
-        code = ord(character) - FIRST
-        if not 0 <= code <= LAST - FIRST:
+        code = ord(character) - FIRST + 1
+        if not 1 <= code < CLASSES:
             continue
-        area = (right - left) * (bottom - top)
-        for row in range(top // CELL, min(rows - 1, (bottom - 1) // CELL) + 1):
-            for column in range(left // CELL, min(columns - 1, (right - 1) // CELL) + 1):
-                wide = min(right, (column + 1) * CELL) - max(left, column * CELL)
-                high = min(bottom, (row + 1) * CELL) - max(top, row * CELL)
-                if wide * high >= _SHARE * area:
-                    found[row, column, code] = 1
-    return found.reshape(rows * columns, -1)
+        row = min(rows - 1, (top + bottom) // 2 // _HIGH)
+        under = [place for place in range(left // _WIDE, min(columns - 1, (right - 1) // _WIDE) + 1) if left <= _centre(place) < right]
+        found[row, under] = code
+        if not under:
+            narrow.append((row, min(columns - 1, (left + right) // 2 // _WIDE), code))
+    for row, place, code in narrow:
+        if not found[row, place]:
+            found[row, place] = code
+    cells = found.reshape(HEIGHT // CELL, CELL // _HIGH, WIDTH // CELL, CELL // _WIDE)
+    return cells.transpose(0, 2, 1, 3).reshape(-1, PLACES)
+
+
+def _centre(place: int) -> int:
+    return place * _WIDE + _WIDE // 2
 
 
 def glyph_pages(rng: random.Random, count: int, look: Look) -> list[TilePage]:
@@ -74,7 +85,7 @@ class GlyphsTask(Pretraining):
         super().__init__(recipe, device, recipe.task.fresh, recipe.task.workers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.model.init_seed)
-            self.head = nn.Linear(self.model.config.vision_config.out_hidden_size, LAST - FIRST + 1)
+            self.head = nn.Linear(self.model.config.vision_config.out_hidden_size, PLACES * CLASSES)
         self.head.to(device)
 
     def groups(self) -> dict[str, list[tuple[str, Parameter]]]:
@@ -89,10 +100,11 @@ class GlyphsTask(Pretraining):
 
     def make_batch(self, step: int) -> Batch:
         """Pages and the characters under their tokens."""
-        return self._pages(random.Random(f"glyphs/{self.seed}/{step}"), self.batch)
+        look: Look = "one" if step <= self.settings.one_look * self.steps else self.settings.look
+        return self._pages(random.Random(f"glyphs/{self.seed}/{step}"), self.batch, look)
 
-    def _pages(self, rng: random.Random, count: int) -> Batch:
-        pixels, drawings = drawn(rng, glyph_pages(rng, count, self.settings.look), self.settings.inverted)
+    def _pages(self, rng: random.Random, count: int, look: Look) -> Batch:
+        pixels, drawings = drawn(rng, glyph_pages(rng, count, look), self.settings.inverted)
         return {"pixels": pixels, "labels": torch.from_numpy(np.stack([labels(one.characters) for one in drawings]))}
 
     def step(self, step: int) -> StepReport:
@@ -100,25 +112,23 @@ class GlyphsTask(Pretraining):
         batch, waited = self.take(step)
         with self.computing():
             logits = self._logits(batch["pixels"])
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"].float())
+            loss = nn.functional.cross_entropy(logits, batch["labels"].flatten().long())
             loss.backward()
-        return StepReport(float(loss.detach()), {"f1": f1(logits.detach(), batch["labels"])}, waited_s=waited)
+        return StepReport(float(loss.detach()), {"accuracy": accuracy(logits.detach(), batch["labels"])}, waited_s=waited)
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        merged: Tensor = self.head(tower_features(self.model.model.visual, pixels, self.device).merged)
-        return merged
+        said: Tensor = self.head(tower_features(self.model.model.visual, pixels, self.device).merged)
+        return said.view(-1, CLASSES)
 
     def evaluate(self, step: int) -> EvaluationReport:
-        """F1 on pages that no step has."""
-        batch = self._pages(random.Random(f"glyphs/{self.seed}/held out"), self.settings.held_out)
+        """Characters told on pages that no step has."""
+        batch = self._pages(random.Random(f"glyphs/{self.seed}/held out"), self.settings.held_out, self.settings.look)
         with self.looking():
             logits = self._logits(batch["pixels"])
-        return report_of({"f1": f1(logits, batch["labels"].to(self.device))})
+        return report_of({"accuracy": accuracy(logits, batch["labels"].to(self.device))})
 
 
-def f1(logits: Tensor, truth: Tensor) -> float:
-    """Micro-averaged F1 of "this character lies under this token"."""
-    said, true = logits > 0, truth.bool()
-    both = float((said & true).sum())
-    either = float(said.sum() + true.sum())
-    return 2 * both / either if either else 0.0
+def accuracy(logits: Tensor, truth: Tensor) -> float:
+    """The share of places with a character whose character was told."""
+    there = truth.flatten() > 0
+    return float((logits.argmax(-1)[there] == truth.flatten()[there]).float().mean())

@@ -18,7 +18,7 @@ from stairstep.tiny.words import pretraining_name, pretraining_word, year
 
 from .settings import Look
 
-_SIZES = (15, 16, 17, 18, 19, 20, 21)
+_SIZES = {"one": (20,), "generic": (16, 17, 18, 19, 20), "every": (16, 17, 18, 19, 20)}
 _MOST_LINES = 6
 
 # How words of tinywiki are built, with the letter by which a near-equal title may differ.
@@ -38,12 +38,13 @@ def unworldly_name(rng: random.Random, longest: int = 7) -> str:
 
 
 READING = Manner(unworldly_name, (*WORLD_FONTS, *PRETRAINING_FONTS), (*WORLD_LAYOUTS, *PRETRAINING_LAYOUTS), SHIFTED_LAYOUTS)
+ONE = Manner(unworldly_name, PRETRAINING_FONTS[:1], PRETRAINING_LAYOUTS[:1], PRETRAINING_LAYOUTS[:1])
 GENERIC = Manner(unworldly_name, PRETRAINING_FONTS, PRETRAINING_LAYOUTS, PRETRAINING_LAYOUTS)
 
 
 def manner_of(look: Look) -> Manner:
     """Names, fonts and layouts of a look."""
-    return READING if look == "every" else GENERIC
+    return {"one": ONE, "generic": GENERIC, "every": READING}[look]
 
 
 def word(rng: random.Random) -> str:
@@ -63,7 +64,7 @@ def generic_page(rng: random.Random, look: Look) -> TilePage:
     """A page of words without meaning: a title, facts and lines of text in any order, as many as fit."""
     manner = manner_of(look)
     layout = rng.choice((*manner.layouts, *manner.shifted))
-    font, size = rng.choice(manner.fonts), rng.choice(_SIZES)
+    font, size = rng.choice(manner.fonts), rng.choice(_SIZES[look])
     title = wrap(" ".join(word(rng) for _ in range(rng.randint(1, 3))), layout, font, size, bold=True)
     rows = [Line(text, role="title") for text in title]
     for _ in range(rng.randint(1, _MOST_LINES)):

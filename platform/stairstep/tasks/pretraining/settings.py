@@ -7,7 +7,7 @@ from typing import Literal
 
 from stairstep.settings import SettingError, setting
 
-Look = Literal["generic", "every"]
+Look = Literal["one", "generic", "every"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,10 @@ class GlyphsTaskSettings:
 
     kind: Literal["glyphs"] = setting("glyphs", doc="The kind of task.")
     fresh: bool = setting(True, doc="Draw new weights from model.init_seed, also where the base has weights.")
-    look: Look = setting("generic", doc="Fonts and layouts of the pages; generic: none that a tinywiki world has; every: those as well.")
+    look: Look = setting(
+        "generic", doc="Fonts and layouts of the pages; one: one of each; generic: none that a tinywiki world has; every: those as well."
+    )
+    one_look: float = setting(0.25, doc="Share of the run, from its beginning, on pages of one look.", minimum=0, maximum=1)
     inverted: float = setting(0.0, doc="Share of pages whose colours are inverted.", minimum=0, maximum=1)
     held_out: int = setting(128, doc="Pages of each look at the task's own score.", minimum=1)
     workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
@@ -27,7 +30,9 @@ class ReadingTaskSettings:
     """The whole model learns to transcribe pages and to answer questions from one to three tiles, or to say that it does not know."""
 
     kind: Literal["reading"] = setting("reading", doc="The kind of task.")
-    look: Look = setting("every", doc="Fonts and layouts of the pages; generic: none that a tinywiki world has; every: those as well.")
+    look: Look = setting(
+        "every", doc="Fonts and layouts of the pages; one: one of each; generic: none that a tinywiki world has; every: those as well."
+    )
     transcription: tuple[float, ...] = setting(
         (0.7, 0.4, 0.2, 0.1),
         doc="Shares of transcription steps over equal parts of the run; the others ask questions.",
