@@ -336,6 +336,23 @@ def test_bad_question_sets(job: Job, small: Any, spoil: Callable[[Any], list[str
     assert half_written(small.runs) == []
 
 
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        ("{path: test/tinywiki.json}, {path: test/tinywiki.json}", "two sets of results are called 'tinywiki'"),
+        ("{path: test/tinywiki.json}, {path: test/checkpoint-1.json}", "question set 'checkpoint-1': its results need a plain folder name"),
+        ("{path: test/tinywiki.json}, {path: test/tinywiki.json, name: held_out_pairs}", "two sets of results are called 'held_out_pairs'"),
+    ],
+)
+def test_question_sets_whose_results_would_overwrite_something(job: Job, small: Any, sets: str, expected: str) -> None:
+    (small.data / "test" / "checkpoint-1.json").write_bytes((small.data / "test" / "tinywiki.json").read_bytes())
+    for verb, flags in (("evaluate", ["--base"]), ("train", [])):
+        told = message(job(verb, small.recipe, f"evaluation.sets=[{sets}]", "evaluation.pairs=2", *flags))
+        assert expected in told
+        assert "another name" in told or "such a name" in told
+    assert half_written(small.runs) == []
+
+
 def test_a_refused_run_starts_once_its_input_is_mended(job: Job, small: Any) -> None:
     path = first_positive(small)
     whole = path.read_bytes()

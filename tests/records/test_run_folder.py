@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from stairstep.records import RunFolder
+from stairstep.records import RunFolder, result_paths
 from stairstep.records.files import read_json
 from stairstep.records.folders import is_complete
 from stairstep.settings import DataError, InputError, to_yaml
@@ -142,9 +142,8 @@ def test_never_refuses_a_run(tmp_path):
 def test_overwrite_deletes_what_a_run_writes_and_nothing_else(tmp_path, caplog):
     folder = _begun(tmp_path, steps=(50, 100), log=range(60))
     folder.set_status("finished", 100)
-    folder.rows_path(50).write_text("")
-    folder.rows_path(50, "other").parent.mkdir()
-    for path in (folder.rows_path(50, "other"), folder.summary_path(50), folder.summary_path(50, "other")):
+    (tmp_path / "other").mkdir()
+    for path in (*result_paths(tmp_path, 50), *result_paths(tmp_path, 50, "other")):
         path.write_text("{}")
     for name in ("tensorboard", "wandb", "notes", "checkpoint-mine"):
         (tmp_path / name).mkdir()
@@ -179,8 +178,8 @@ def test_death_at_any_step_of_overwriting_leaves_a_run_that_can_go_on(tmp_path, 
         shutil.rmtree(path, ignore_errors=True)
         folder = _begun(path, steps=(5, 10), log=range(12))
         folder.set_status("finished", 100)
-        folder.rows_path(50, "other").parent.mkdir()
-        folder.rows_path(50, "other").write_text("")
+        (path / "other").mkdir()
+        result_paths(path, 50, "other")[0].write_text("")
 
     for _ in die_at_every_step(prepare, lambda: _open(path, resume="overwrite")):
         opening = _open(path)
@@ -261,9 +260,8 @@ def test_former_environments_stay(tmp_path, caplog):
 
 
 def test_result_paths(tmp_path):
-    folder = RunFolder(tmp_path)
-    assert folder.rows_path(50) == tmp_path / "eval_step50.jsonl"
-    assert folder.summary_path(50, "dev.v2") == tmp_path / "dev.v2" / "eval_step50.summary.json"
+    assert result_paths(tmp_path, 50) == (tmp_path / "eval_step50.jsonl", tmp_path / "eval_step50.summary.json")
+    assert result_paths(tmp_path, 50, "dev.v2")[1] == tmp_path / "dev.v2" / "eval_step50.summary.json"
     for name in ("../x", "wandb", "checkpoint-5", "a/b", ".x", ""):
         with pytest.raises(DataError, match="question set"):
-            folder.rows_path(1, name)
+            result_paths(tmp_path, 1, name)

@@ -20,6 +20,7 @@ import torch
 
 from stairstep.data.questions import Question, QuestionSet, is_selection
 from stairstep.data.rows import PairRow
+from stairstep.records import result_paths
 from stairstep.records.files import write_atomically, write_json
 from stairstep.settings import DataError
 
@@ -177,12 +178,6 @@ def evaluate_pairs(
     clock.lap("statistics_s")
     facts = {"pairs": len(rows), "tiles": len(files), "distinct_tiles": len(tiles.vectors), **_cost(queries.report, tiles.report, clock)}
     return RetrievalResult(PAIRS_NAME, rows, scores, {}, {}, facts)
-
-
-def result_paths(folder: Path, step: int, name: str | None = None) -> tuple[Path, Path]:
-    """Rows and summary of a step in a run folder; `name` for all but the primary question set, which has a folder of its own."""
-    place = folder if name is None else folder / name
-    return place / f"eval_step{step}.jsonl", place / f"eval_step{step}.summary.json"
 
 
 def write_result(folder: Path, step: int, result: RetrievalResult, primary: bool) -> tuple[Path, Path]:

@@ -15,7 +15,8 @@ from .grading import Grade
 from .statistics import Interval, wilson
 
 State = Literal["correct", "incorrect", "not_attempted", "unanswered", "ungraded"]
-STATES: tuple[State, ...] = ("correct", "incorrect", "not_attempted", "unanswered", "ungraded")
+GRADED: tuple[State, ...] = ("correct", "incorrect", "not_attempted")
+STATES: tuple[State, ...] = (*GRADED, "unanswered", "ungraded")
 
 Row = dict[str, Any]
 Answers = Callable[[Sequence[tuple[str, Sequence[Path]]]], Sequence["str | Failure"]]
@@ -33,7 +34,7 @@ class Failure:
 class QAScore:
     """The score of a question set, or of a part of it."""
 
-    states: Mapping[str, int]
+    states: Mapping[State, int]
     coverage: float
     bounds: tuple[float, float]
     interval: Interval | None  # None below the coverage floor: then it is not a score
@@ -45,7 +46,7 @@ class QAScore:
             "score": None if known is None else known.value,
             "low": None if known is None else known.low,
             "high": None if known is None else known.high,
-            "graded": sum(self.states[one] for one in ("correct", "incorrect", "not_attempted")),
+            "graded": sum(self.states[state] for state in GRADED),
             "coverage": self.coverage,
             "bounds": list(self.bounds),
             "states": dict(self.states),
@@ -70,7 +71,7 @@ def _answered(row: Row, answer: str | Failure, grades: Grades) -> Row:
 def qa_score(rows: Sequence[Mapping[str, Any]], coverage_floor: float) -> QAScore:
     """The score of answered rows; every state is counted, also those that have none."""
     states = {state: sum(row["state"] == state for row in rows) for state in STATES}
-    graded = states["correct"] + states["incorrect"] + states["not_attempted"]
+    graded = sum(states[state] for state in GRADED)
     missing = len(rows) - graded
     coverage = graded / len(rows) if rows else 0.0
     bounds = (states["correct"] / len(rows), (states["correct"] + missing) / len(rows)) if rows else (0.0, 1.0)

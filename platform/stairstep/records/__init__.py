@@ -17,7 +17,7 @@ from .log import logging_setup
 from .metrics import VOLATILE, MetricLog, comparable, is_volatile, series
 from .progress import Progress
 from .resume import differences
-from .run_folder import Checkpoint, Opening, RunFolder
+from .run_folder import Checkpoint, Opening, RunFolder, check_set_name, result_paths
 from .settings import CheckpointSettings, RunSettings, TrackerSettings
 from .status import Status
 from .stopping import StopFlag
@@ -39,6 +39,7 @@ __all__ = [
     "Tracker",
     "TrackerSettings",
     "append_line",
+    "check_set_name",
     "check_trackers",
     "commit_folder",
     "comparable",
@@ -55,6 +56,7 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "remove_folder",
+    "result_paths",
     "series",
     "source_digest",
     "write_atomically",

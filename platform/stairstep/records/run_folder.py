@@ -241,19 +241,21 @@ class RunFolder:
             remove_folder(one.path)
         return [one.step for one in gone]
 
-    def rows_path(self, step: int, name: str | None = None) -> Path:
-        """Where the rows of an evaluation lie, one line per question; `name` for every question set but the primary one."""
-        return self._results(name) / f"eval_step{step}.jsonl"
 
-    def summary_path(self, step: int, name: str | None = None) -> Path:
-        """Where the summary of an evaluation lies; written after the rows, so it stands for a complete evaluation."""
-        return self._results(name) / f"eval_step{step}.summary.json"
+def result_paths(folder: Path, step: int, name: str | None = None) -> tuple[Path, Path]:
+    """Rows and summary of an evaluation in a run folder; `name` for every question set but the primary one, which has a folder of its own.
 
-    def _results(self, name: str | None) -> Path:
-        if name is None:
-            return self.path
-        if not _SET_NAME.fullmatch(name) or name in _OWN_FOLDERS or _CHECKPOINT.fullmatch(name):
-            raise DataError(
-                f"question set '{name}': its results need a plain folder name other than {', '.join(_OWN_FOLDERS)}, checkpoint-*"
-            )
-        return self.path / name
+    The summary is written after the rows, so it stands for a complete evaluation."""
+    if name is not None:
+        check_set_name(name)
+    place = folder if name is None else folder / name
+    return place / f"eval_step{step}.jsonl", place / f"eval_step{step}.summary.json"
+
+
+def check_set_name(name: str) -> None:
+    """Refuse the name of a question set that could not be a folder of results beside everything else in a run folder."""
+    if not _SET_NAME.fullmatch(name) or name in _OWN_FOLDERS or _CHECKPOINT.fullmatch(name):
+        raise DataError(
+            f"question set '{name}': its results need a plain folder name (letters, digits, '.', '_', '+', '-') other than "
+            f"{', '.join(_OWN_FOLDERS)} and checkpoint-*; give the set such a name in evaluation.sets"
+        )

@@ -20,6 +20,8 @@ from stairstep.data import (
     read_question_set,
     read_texts,
 )
+from stairstep.evaluation.question_set import PAIRS_NAME
+from stairstep.records import check_set_name
 from stairstep.settings import DataError, RecipeError
 from stairstep.tiles import TileIds, TileReader
 
@@ -41,13 +43,14 @@ class RetrievalRows:
 
 
 def load_question_sets(recipe: Recipe) -> tuple[QuestionSet, ...]:
-    """The recipe's question sets; two of one name are an error."""
+    """The recipe's question sets; two of one name, or a name that cannot be a folder of results, are an error."""
     base, roots = data_base(recipe), recipe.data.roots
     sets = tuple(read_question_set(one, roots, base) for one in recipe.evaluation.sets)
-    names = [one.name for one in sets]
+    names = [one.name for one in sets] + [PAIRS_NAME] * bool(recipe.evaluation.pairs)
     for one in sets:
+        check_set_name(one.name)
         if names.count(one.name) > 1:
-            raise RecipeError(f"evaluation.sets: two question sets are called '{one.name}'; give one of them another name")
+            raise RecipeError(f"evaluation.sets: two sets of results are called '{one.name}'; give one of them another name")
         _LOG.info("Loaded test '%s': %d questions, %d tiles from %s", one.name, len(one.questions), len(one.tiles), one.note)
         if one.unreachable:
             _LOG.warning("%s: %d golden articles have no tile; their questions cannot be hit", one.name, len(one.unreachable))

@@ -199,7 +199,7 @@ def open_run(folder: RunFolder, recipe: Recipe) -> int:
 
 
 def _completed(plain: dict[str, Any]) -> dict[str, Any]:
-    """A stored recipe with the defaults of today's keys, so that a run goes on after an upgrade; one that no longer builds stays as it is."""
+    """A stored recipe with the defaults of today's keys: a run goes on after an upgrade. One that no longer builds stays as it is."""
     try:
         return to_plain(build(Recipe, from_plain(plain, "the run's recipe.yaml")))
     except RecipeError:
