@@ -134,7 +134,8 @@ def test_broken_folders(make, tmp_path):
     (broken("empty") / "adapter_model.safetensors").unlink()
     pickled = broken("pickled")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    for name, change in {"kind": {"peft_type": "IA3"}, "init": {"init_lora_weights": "pissa"}}.items():
+    unsafe = {"layers": {"layer_replication": [[0, 4], [0, 4]]}, "code": {"megatron_config": {"x": 1}, "megatron_core": "antigravity"}}
+    for name, change in {"kind": {"peft_type": "IA3"}, "init": {"init_lora_weights": "pissa"}, **unsafe}.items():
         path = broken(name) / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     (broken("words") / "adapter_config.json").write_text("{")
@@ -144,6 +145,8 @@ def test_broken_folders(make, tmp_path):
         "pickled": "pickled adapter is never read",
         "kind": "peft_type LORA, found IA3",
         "init": "changes the base itself",
+        "layers": "layer_replication is not supported",
+        "code": "megatron_config is not supported",
         "words": "cannot be read as JSON",
         "missing": "there is no adapter folder",
     }

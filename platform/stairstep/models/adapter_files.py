@@ -32,6 +32,7 @@ WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
 _PREFIX = "base_model.model."
 _PLAIN_INITS = (True, False, "gaussian")
+_NOT_PLAIN = ("layer_replication", "megatron_config")  # other layers than the base has; code that the file names
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ def _read_config(folder: Path) -> LoraConfig:
             f"{folder / CONFIG}: init_lora_weights '{content['init_lora_weights']}' changes the base itself;"
             " convert the adapter to plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
         )
+    for key in _NOT_PLAIN:
+        if content.get(key):
+            raise InputError(f"{folder / CONFIG}: {key} is not supported; expected plain LoRA on the base's own layers")
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
