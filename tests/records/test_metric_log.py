@@ -61,7 +61,6 @@ def test_what_is_no_metric_is_refused(tmp_path):
 def test_a_log_that_is_not_there_is_empty(tmp_path):
     log = _log(tmp_path)
     assert log.rows() == [] and log.truncate_after(3) == 0 and not log.has(1, "x")
-    log.repair()
     log.sync()
     assert not log.path.exists()
 
@@ -79,16 +78,17 @@ def test_truncating_keeps_every_earlier_line_byte_for_byte(tmp_path):
     assert log.truncate_after(-1) == 4 and log.rows() == []
 
 
-def test_repairing_cuts_only_the_fragment(tmp_path):
+def test_the_next_event_cuts_only_the_fragment(tmp_path):
     log = _log(tmp_path, [0, 1])
     whole = log.path.read_bytes()
     with open(log.path, "ab") as file:
         file.write(b'{"step": 2, "ti')
-    log.repair()
-    assert log.path.read_bytes() == whole
+    log.append(3, {"train/loss": 1.0})
+    lines = log.path.read_bytes()
+    assert lines.startswith(whole) and [row["step"] for row in log.rows()] == [0, 1, 3]
     with open(log.path, "ab") as file:
         file.write(b"rubbish\n")
-    with pytest.raises(DataError, match=r"metrics\.jsonl:3"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:4"):
         log.rows()
 
 
@@ -200,5 +200,5 @@ def test_killed_between_lines_or_within_one(tmp_path, script):
         writer.kill(0.05)
     steps = [row["step"] for row in log.rows()]
     assert steps == list(range(len(steps))) and len(steps) > 3
-    log.repair()
-    assert len(read_json_lines(log.path)) == len(steps)
+    log.append(len(steps), {"last": 1})
+    assert len(read_json_lines(log.path)) == len(steps) + 1

@@ -6,11 +6,15 @@ import string
 
 import pytest
 
-from stairstep.tiny.articles import PRETRAINING, WORLD, Library, article_id
+from stairstep.tiny.articles import WORLD, Library, Manner, article_id
 from stairstep.tiny.asking import ask_about, mention
+from stairstep.tiny.fonts import PRETRAINING_FONTS
 from stairstep.tiny.kinds import KINDS
+from stairstep.tiny.layouts import PRETRAINING_LAYOUTS
 from stairstep.tiny.render import fits
-from stairstep.tiny.words import pretraining_word, respelled, world_name
+from stairstep.tiny.words import pretraining_name, pretraining_word, respelled, world_name
+
+PRETRAINING = Manner(pretraining_name, PRETRAINING_FONTS, PRETRAINING_LAYOUTS, PRETRAINING_LAYOUTS)
 
 
 @pytest.fixture(scope="module", params=[WORLD, PRETRAINING], ids=["world", "pretraining"])

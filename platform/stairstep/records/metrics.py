@@ -53,12 +53,6 @@ class MetricLog:
         """Whether an event of that step has that field."""
         return any(row["step"] == step and name in row for row in self.rows())
 
-    def repair(self) -> None:
-        """Cut off a last line that a killed process left unfinished."""
-        if self.path.exists():
-            with locked(self.path, create=False) as descriptor:
-                mend_tail(descriptor)
-
     def truncate_after(self, step: int) -> int:
         """Remove every event of a later step, in one instant, before a resume runs those steps again; returns how many went."""
         if not self.path.exists():

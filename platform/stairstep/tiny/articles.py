@@ -11,11 +11,11 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .fonts import PRETRAINING_FONTS, WORLD_FONTS
+from .fonts import WORLD_FONTS
 from .kinds import FILLERS, KINDS, FactKind, Kind
-from .layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
+from .layouts import SHIFTED_LAYOUTS, WORLD_LAYOUTS
 from .render import Line, TilePage, fits, wrap
-from .words import pretraining_name, respelled, world_name, year
+from .words import respelled, world_name, year
 
 TILES = 3
 _SIZES = (20, 19, 18, 17, 16)
@@ -86,7 +86,6 @@ class Manner:
 
 
 WORLD = Manner(world_name, WORLD_FONTS, WORLD_LAYOUTS, SHIFTED_LAYOUTS)
-PRETRAINING = Manner(pretraining_name, PRETRAINING_FONTS, PRETRAINING_LAYOUTS, PRETRAINING_LAYOUTS)
 
 
 class Library:

@@ -102,11 +102,6 @@ def draw(lines: Sequence[Line | str], layout: str, font: str, size: int, width: 
     return Drawing(page.pixels, tuple(page.characters))
 
 
-def render_lines(lines: Sequence[Line | str], layout: str, font: str, size: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """A page as a uint8 image, height × width × 3."""
-    return draw(lines, layout, font, size, width, height).pixels
-
-
 class _Page:
     """One page while it is drawn."""
 
