@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -38,15 +39,15 @@ BLOCKED = ("ray", "vllm", "wandb", "torchvision", "pydantic", "tensorboard", "sk
 
 FLOOR = {"settings", "records"}
 MIDDLE = {"objectives", "models", "tiles", "data"}
-# Which rooms a room may import. docs/architecture.md draws the same picture.
+# Which rooms a room may import; the table of docs/architecture.md says the same.
 ARROWS: dict[str, set[str]] = {
     "settings": set(),
     "records": {"settings"},
     "data": FLOOR,
     "tiles": FLOOR,
     "models": FLOOR | {"tiles"},
-    "objectives": FLOOR,
-    "training": FLOOR | MIDDLE,
+    "objectives": {"settings"},
+    "training": {"settings", "objectives"},
     "evaluation": FLOOR | MIDDLE,
     "tiny": FLOOR | {"data", "tiles", "models"},
     "tasks": FLOOR | MIDDLE | {"training", "evaluation", "tiny"},
@@ -198,9 +199,38 @@ def test_the_picture_has_no_circle():
     assert set().union(*ARROWS.values()) <= set(ARROWS)
 
 
+def test_the_document_draws_the_same_picture():
+    table = [
+        line.split("|")[1:4]
+        for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+        if line.count("|") == 4
+    ]
+    drawn = {re.sub(r"[`/ ]", "", room): set(re.findall(r"[a-z_]+", rooms)) - {"nothing"} for room, _, rooms in table[2:]}
+    assert drawn == {room: ARROWS[room] for room in ARROWS if (LIBRARY / room).is_dir()}
+
+
 def test_the_package_itself_imports_no_room():
     """`import stairstep` is cheap, and no room waits for another one through it."""
     told([f"{shown(LIBRARY / '__init__.py')}:{line}: imports {name}" for line, name in imports(LIBRARY / "__init__.py") if room_of(name)])
+
+
+def test_what_is_imported_is_a_dependency_of_our_own():
+    """And not one that comes along with another package until that package does without it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[\[<>=~! ]", one)[0].lower() for one in project["dependencies"]}
+    known_as = {"PIL": "pillow", "yaml": "pyyaml"}
+    problems = {}
+    for path in sources("platform/stairstep", "jobs"):
+        for line, name in imports(path):
+            top = name.split(".")[0]
+            if (
+                top not in sys.stdlib_module_names
+                and room_of(name) is None
+                and top != "stairstep"
+                and known_as.get(top, top) not in declared
+            ):
+                problems.setdefault(top, f"{shown(path)}:{line}: imports {top}, which pyproject.toml does not name")
+    told(list(problems.values()))
 
 
 # --- without ray, vllm, wandb and torchvision
