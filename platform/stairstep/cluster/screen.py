@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
+
+_LOG = logging.getLogger(__name__)
 
 
 class _Screen(io.TextIOWrapper):
@@ -43,6 +46,39 @@ def on_screen(path: Path, size: tuple[int, int] | None) -> Iterator[None]:
         yield
 
 
+class _WithoutRay(io.TextIOBase):
+    """A stream that passes everything on but what Ray's own processes tell every driver, which goes to the log's debug lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        if "(raylet" in text:
+            _LOG.debug("%s", text)
+            self._dropped = True
+        elif not (self._dropped and text == "\n"):
+            self._dropped = False
+            self._stream.write(text)
+        else:
+            self._dropped = False
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Keep a paragraph of Ray's off standard output for each worker that dies; the driver says it in a line of its own."""
+    with redirect_stdout(_WithoutRay(sys.stdout)):
+        yield
+
+
 class Relay:
     """Copies what is new in a worker's screen file to standard error."""
 
@@ -51,6 +87,7 @@ class Relay:
         self._file: io.BufferedReader | None = None
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._last = "\n"
+        self._closed = False
 
     @property
     def begun(self) -> bool:
@@ -59,7 +96,7 @@ class Relay:
 
     def poll(self) -> None:
         """Copy what has been written since."""
-        if self._file is None and not self.begun:
+        if self._closed or not self.begun:
             return
         if self._file is None:
             self._file = self.path.open("rb")
@@ -68,6 +105,7 @@ class Relay:
     def close(self) -> None:
         """Copy the rest, and end a line that a worker left unfinished."""
         self.poll()
+        self._closed = True
         if self._file is not None:
             self._file.close()
             self._file = None

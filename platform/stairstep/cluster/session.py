@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from stairstep.settings import InputError, RecipeError, UnreachableError
 from stairstep.tasks import ClusterSettings
@@ -45,15 +46,21 @@ def ray_session(address: str | None) -> Iterator[Session]:
         _private_token()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise UnreachableError(
-            f"cluster.address: no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')} ({error}); start one, or leave "
-            "cluster.address out to run on this machine. Where the cluster asks for a token, set RAY_AUTH_MODE=token"
-        ) from None
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        raise UnreachableError(_unreachable(address, str(error).strip().split("\n")[0])) from None
     try:
         yield Session(_started_here(), ours=True)
     finally:
         ray.shutdown()
+
+
+def _unreachable(address: str | None, why: str) -> str:
+    if not on_a_cluster(address):
+        return f"Ray could not be started on this machine: {why}"
+    return (
+        f"cluster.address: no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')} ({why}); start one, or leave "
+        "cluster.address out to run on this machine. Where the cluster asks for a token, set RAY_AUTH_MODE=token"
+    )
 
 
 def check_root(root: str, address: str | None) -> None:

@@ -32,7 +32,7 @@ from stairstep.tasks.run import Finished, open_run, train
 from stairstep.training import Outcome
 
 from .losses import Loss, loss_of, timed_out
-from .screen import Relay, terminal_size
+from .screen import Relay, terminal_size, without_ray
 from .session import Session, check_resources, check_root, ray_session, resources_line, shown, worker_resources
 from .work import PATIENCE_S, read_failure, wait_for_claim, work
 
@@ -70,7 +70,7 @@ def train_on_ray(recipe: Recipe) -> Finished:
             driver = _Driver(recipe, folder, storage, session, flag)
             try:
                 return Finished(driver.run(), path)
-            except BaseException as error:
+            except Exception as error:
                 _leave_failed(folder, error)
                 raise
             finally:
@@ -127,7 +127,7 @@ class _Driver:
 
         _LOG.info("starting %d Ray Train workers with %s each", self.cluster.workers, shown(self.each))
         thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
-        with _environment(self.cluster, self.session), closing(relay):
+        with _environment(self.cluster, self.session), without_ray(), closing(relay):
             thread.start()
             self._attend(thread, relay)
         if "error" in ended:
@@ -235,7 +235,7 @@ def _environment(cluster: ClusterSettings, session: Session) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _leave_failed(folder: RunFolder, error: BaseException) -> None:
+def _leave_failed(folder: RunFolder, error: Exception) -> None:
     """Say in the status why the run failed, unless another process is at work on it."""
-    with suppress(InputError), Claim(folder.path, watch_s=0.0):
+    with suppress(InputError), wait_for_claim(folder, _SHORTLY_S):
         folder.set_status("failed", message=str(error) or type(error).__name__)

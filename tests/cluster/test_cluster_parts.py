@@ -1,0 +1,256 @@
+"""The parts of the Ray adapter that need no Ray: what a worker writes on the driver's terminal, failures carried, claims waited for."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import pickle
+import stat
+import sys
+import time
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import ray.exceptions
+from ray.train import ControllerError, WorkerGroupError
+from tqdm import tqdm
+
+from stairstep.cluster import session
+from stairstep.cluster.losses import loss_of, timed_out
+from stairstep.cluster.screen import Relay, on_screen, without_ray
+from stairstep.cluster.session import check_root, on_a_cluster
+from stairstep.cluster.work import WorkerDefect, WorkerFailed, read_failure, wait_for_claim, wait_for_folder, write_failure
+from stairstep.records import Claim, Progress, RunFolder
+from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError
+from stairstep.training import NonFiniteError
+
+DETAIL = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 1\nThe actor is dead because its worker "
+    "process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of "
+    "file. Some common causes include: (1) the process was killed by the OOM killer"
+)
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+# --- the screen
+
+
+def test_what_a_worker_writes_appears_in_order_and_once(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    relay = Relay(tmp_path / "screen.txt", shown)
+    relay.poll()
+    assert not relay.begun
+    with on_screen(relay.path, None):
+        assert relay.begun
+        print("eins", file=sys.stderr)
+        relay.poll()
+        relay.poll()
+        assert shown.getvalue() == "eins\n"
+        assert not sys.stderr.isatty()
+        sys.stderr.write("zwölf")
+        sys.stderr.flush()
+        relay.poll()
+    with on_screen(relay.path, None):
+        print(" dreizehn", file=sys.stderr)
+        sys.stderr.write("halb")
+    relay.close()
+    relay.close()
+    assert shown.getvalue() == "eins\nzwölf dreizehn\nhalb\n"
+    assert not isinstance(sys.stderr, io.TextIOWrapper) or sys.stderr.name != str(relay.path)
+
+
+def test_a_letter_that_arrives_in_two_parts(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    relay = Relay(tmp_path / "screen.txt", shown)
+    data = "Größe".encode()
+    with relay.path.open("ab", buffering=0) as file:
+        for one in data:
+            file.write(bytes([one]))
+            relay.poll()
+    assert shown.getvalue() == "Größe"
+
+
+def test_a_progress_bar_reaches_a_terminal_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "20")
+    shown = Terminal()
+    relay = Relay(tmp_path / "screen.txt", shown)
+    with on_screen(relay.path, (100, 40)):
+        progress = Progress(3)
+        for step in range(1, 4):
+            progress.update(step, {"train/loss": 0.5})
+        progress.note("ein Satz")
+        progress.close()
+    relay.close()
+    assert "\r" in shown.getvalue()
+    assert "3/3" in shown.getvalue()
+    assert "loss=0.5" in shown.getvalue()
+    assert "ein Satz\n" in shown.getvalue()
+    widest = max(len(part) for line in shown.getvalue().split("\n") for part in line.split("\r"))
+    assert 60 < widest <= 100
+    assert not list(tqdm._instances)
+
+
+def test_ray_keeps_off_standard_output() -> None:
+    out = io.StringIO()
+    with redirect_stdout(out), without_ray():
+        print("before")
+        print("\033[33m(raylet)\033[0m A worker died or was killed.")
+        print("after")
+        print("\033[33m(raylet, ip=10.0.0.1)\033[0m Again.")
+        print()
+        print("end")
+    assert out.getvalue() == "before\nafter\n\nend\n"
+
+
+# --- failures
+
+
+@pytest.mark.parametrize("error", [TileError("a"), DataError("b"), RecipeError("c"), TrainingError("d")])
+def test_an_error_is_carried_as_it_is(tmp_path: Path, error: Exception) -> None:
+    write_failure(tmp_path, "one", error)
+    told = read_failure(tmp_path, "one")
+    assert type(told) is type(error)
+    assert str(told) == str(error)
+    assert told.exit_code == error.exit_code  # type: ignore[union-attr, attr-defined]
+    assert read_failure(tmp_path, "another") is None
+
+
+def test_errors_of_other_rooms_keep_message_and_exit_code(tmp_path: Path) -> None:
+    assert read_failure(tmp_path, "one") is None
+    error = NonFiniteError("loss", 3, ("a:1", "b:2"))
+    write_failure(tmp_path, "one", error)
+    told = read_failure(tmp_path, "one")
+    assert type(told) is TrainingError
+    assert str(told) == str(error)
+
+    class OtherError(InputError):
+        """Defined in some room."""
+
+    write_failure(tmp_path, "one", OtherError("wrong"))
+    told = read_failure(tmp_path, "one")
+    assert isinstance(told, InputError)
+    assert told.exit_code == 2
+
+
+def test_a_defect_is_carried_with_its_traceback(tmp_path: Path) -> None:
+    try:
+        {}["missing"]
+    except KeyError as error:
+        write_failure(tmp_path, "one", error)
+    told = read_failure(tmp_path, "one")
+    assert isinstance(told, WorkerDefect)
+    assert "KeyError: 'missing'" in str(told)
+    assert '{}["missing"]' in str(told)
+
+
+def test_what_ray_says_of_lost_workers() -> None:
+    dead, failed = (
+        RuntimeError(DETAIL),
+        WorkerFailed("Traceback (most recent call last):\n  ...\nRuntimeError: Connection closed by peer\n"),
+    )
+    both = loss_of(WorkerGroupError("text", {0: failed, 1: dead}))
+    assert both.what == "worker 1 was lost (Worker unexpectedly exits with a connection error code 2.)"
+    assert not both.traceback
+    final = both.final(3)
+    assert isinstance(final, TrainingError)
+    assert "no restart is left (cluster.max_failures)" in str(final)
+    alone = loss_of(WorkerGroupError("text", {0: failed}))
+    assert alone.what == "worker 0 failed (RuntimeError: Connection closed by peer)"
+    assert isinstance(alone.final(2), WorkerDefect)
+    assert str(failed) in str(alone.final(2))
+    assert not alone.preempted
+
+
+def test_a_preempted_worker_costs_no_restart() -> None:
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    for preempted in (False, True):
+        error = ray.exceptions.RayActorError(error_msg="the node was reclaimed", preempted=preempted)
+        assert loss_of(WorkerGroupError("text", {0: error})).preempted == preempted
+        assert loss_of(WorkerGroupError("text", {0: WorkerHealthCheckFailedError("unhealthy", error)})).preempted == preempted
+
+
+def test_a_start_that_took_too_long_is_known_by_its_name() -> None:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    error = ControllerError(WorkerGroupStartupTimeoutError(2))
+    assert timed_out(error)
+    assert timed_out(pickle.loads(pickle.dumps(error)))
+    assert not timed_out(ControllerError(ValueError("else")))
+    assert loss_of(ControllerError(ValueError("else"))).what == "the workers were lost (else)"
+
+
+# --- claims and folders
+
+
+def _hold(folder: str, seconds: float, ready: multiprocessing.synchronize.Event) -> None:
+    Claim(Path(folder))
+    ready.set()
+    time.sleep(seconds)
+    os._exit(0)
+
+
+def test_a_claim_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), 1.5, ready))
+    holder.start()
+    try:
+        assert ready.wait(120)
+        with pytest.raises(InputError, match="at work on this run"):
+            wait_for_claim(RunFolder(tmp_path), 0.0)
+        caplog.clear()
+        wait_for_claim(RunFolder(tmp_path), 60.0).release()
+        assert len(caplog.messages) == 1
+        assert "Waiting up to 60 s for it to end" in caplog.messages[0]
+    finally:
+        holder.join(60)
+
+
+def test_a_folder_that_the_driver_made_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.root: the run folder .*a file system that all nodes mount"):
+        wait_for_folder(tmp_path, patience_s=0.0)
+    (tmp_path / "recipe.yaml").write_text("")
+    wait_for_folder(tmp_path, patience_s=0.0)
+
+
+# --- the session
+
+
+def test_a_relative_root_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    check_root("runs", None)
+    check_root("runs", "local")
+    with pytest.raises(RecipeError, match=r"run\.root: 'runs' is relative"):
+        check_root("runs", "auto")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert on_a_cluster(None)
+    with pytest.raises(RecipeError, match=r"run\.root: 'runs' is relative"):
+        check_root("runs", None)
+    check_root("/runs", None)
+
+
+def test_the_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    session._private_token()
+    path = tmp_path / ".ray" / "auth_token"
+    made = path.read_text()
+    assert len(made) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    session._private_token()
+    assert path.read_text() == made
+    path.unlink()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
+    session._private_token()
+    assert not path.exists()
