@@ -153,10 +153,12 @@ def test_a_short_write_is_taken_back(tmp_path, monkeypatch):
 
 
 _APPENDER = """
-import sys
+import os, sys, time
 from stairstep.records import append_line
-path, name, count, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+path, name, count, size, gate = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
 print("ready", flush=True)
+while not os.path.exists(gate):
+    time.sleep(0.0005)
 for n in range(count):
     append_line(path, {"step": 1, "who": name, "n": n, "filler": name * size})
 """
@@ -165,12 +167,14 @@ for n in range(count):
 def test_appenders_of_several_processes_lose_and_mix_nothing(tmp_path, script):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"torn": ')
-    writers = [script(_APPENDER, path, name, 300, 400) for name in "abc"]
+    writers = [script(_APPENDER, path, name, 1000, 400, tmp_path / "gate") for name in "abc"]
+    assert [one.line() for one in writers] == ["ready"] * 3
+    (tmp_path / "gate").touch()
     assert [one.wait() for one in writers] == [0, 0, 0]
     rows = read_json_lines(path)
-    assert len(rows) == 900
+    assert len(rows) == 3000
     for name in "abc":
-        assert [row["n"] for row in rows if row["who"] == name] == list(range(300))
+        assert [row["n"] for row in rows if row["who"] == name] == list(range(1000))
     names = [row["who"] for row in rows]
     assert names != sorted(names, key=names.index), "the writers never met, so this showed nothing"
 
@@ -179,7 +183,7 @@ def test_killed_appenders_leave_a_whole_beginning(tmp_path, script):
     path = tmp_path / "log.jsonl"
     total = 0
     for _ in range(3):
-        writer = script(_APPENDER, path, "w", 10_000_000, 200_000)
+        writer = script(_APPENDER, path, "w", 10_000_000, 200_000, path.parent)
         assert writer.line() == "ready"
         writer.kill(random.uniform(0.02, 0.1))
         rows = read_json_lines(path)[total:]
