@@ -226,3 +226,23 @@ def test_there_are_commands():
     assert found["README.md"] > 3
     assert found["recipes.md"] > 5
     assert found["train.py"] > 3
+
+
+def test_what_the_documents_link_to_is_there():
+    links = [
+        (path, link)
+        for path in documents()
+        if path.suffix == ".md"
+        for link in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 3
+    assert [f"{path.name}: {link}" for path, link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+def test_every_path_of_the_file_map_and_every_job_are_in_the_readme_and_in_the_tree():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    mapped = [coded(row[0])[0] for table in tables(ROOT / "README.md") for row in table[1:]]
+    assert "platform/stairstep/" in mapped
+    assert [one for one in mapped if not (ROOT / one).exists()] == []
+    jobs = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} - {"common"}
+    assert jobs == set(re.findall(r"python -m jobs\.(\w+)", readme))
