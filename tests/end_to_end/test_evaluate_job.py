@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,6 +104,15 @@ def test_a_checkpoint_gives_the_rows_that_its_run_wrote(job: Job, small: Any) ->
     assert rows != (run / "eval_step0.jsonl").read_bytes(), "the step changed nothing that could be told apart"
     assert (small.runs / "evaluations" / "small-checkpoint-1" / "eval_step1.jsonl").read_bytes() == rows
     assert EMBEDDED.findall(measured.out) == [("0", "0")], "the run had computed these embeddings"
+
+    # The checkpoint of another run, or an adapter to start from, leaves these results alone.
+    other = small.runs / "other"
+    shutil.copytree(run, other)
+    for arguments in (["--checkpoint", other / "checkpoint-1"], [f"model.start={other / 'checkpoint-1'}"]):
+        assert job("evaluate", small.recipe, *arguments).code == 0
+    found = {path.name for path in (small.runs / "evaluations").iterdir()}
+    assert {"small-checkpoint-1", "small-other-checkpoint-1"} < found
+    assert len(found) == 3
 
     base = job("evaluate", small.recipe, "--base")
     assert (small.runs / "evaluations" / "small-base" / "eval_step0.jsonl").read_bytes() == (run / "eval_step0.jsonl").read_bytes()

@@ -22,6 +22,7 @@ from .run import device_of
 from .tile_check import QUARANTINE, check_tiles
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ def _results_folder(recipe: Recipe, what: str) -> Path:
 
 
 def _subject(recipe: Recipe, base: bool, checkpoint: Path | None) -> tuple[str, str | None, int]:
-    """The name of what is measured, its adapter folder and its step."""
-    if base:
+    """The name of what is measured, its adapter folder and its step; what differs has different names, for results lie under them."""
+    if checkpoint is None and (base or recipe.model.start is None):
         return "base", None, 0
-    if checkpoint is not None:
-        if not checkpoint.is_dir():
-            raise InputError(f"{checkpoint}: there is no such checkpoint folder; expected one like runs/<name>/checkpoint-50")
-        named = _CHECKPOINT.fullmatch(checkpoint.resolve().name)
-        return checkpoint.resolve().name, str(checkpoint), int(named[1]) if named else 0
-    if recipe.model.start is None:
-        return "base", None, 0
-    return re.sub(r"[^\w.-]+", "-", Path(recipe.model.start).name), recipe.model.start, 0
+    if checkpoint is None:
+        assert recipe.model.start is not None
+        return re.sub(r"[^\w.-]+", "-", recipe.model.start).strip("-")[-_LONGEST_NAME:], recipe.model.start, 0
+    if not checkpoint.is_dir():
+        raise InputError(f"{checkpoint}: there is no such checkpoint folder; expected one like runs/<name>/checkpoint-50")
+    place = checkpoint.resolve()
+    named = _CHECKPOINT.fullmatch(place.name)
+    of_this_run = place.parent == run_folder_path(recipe).resolve()
+    return place.name if of_this_run else f"{place.parent.name}-{place.name}", str(checkpoint), int(named[1]) if named else 0
