@@ -13,7 +13,7 @@ from stairstep.settings import InputError
 
 from .retrieval import ARTICLE_METRICS, scores_of
 from .statistics import Difference, Interval, holm, paired_bootstrap
-from .table import short
+from .table import metric_label, short
 
 Row = Mapping[str, Any]
 
@@ -55,7 +55,7 @@ def comparison_table(comparisons: Sequence[Comparison], first: str, second: str)
     """Aligned lines: both sides with intervals, the paired difference with its interval, and the verdict."""
     header = ("", first, second, "difference", "")
     cells = [header] + [
-        (one.metric.replace("hit@", "R@"), _side(one.first), _side(one.second), _side(one.difference), one.verdict) for one in comparisons
+        (metric_label(one.metric), _side(one.first), _side(one.second), _side(one.difference), one.verdict) for one in comparisons
     ]
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(header))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells)

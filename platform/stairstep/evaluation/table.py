@@ -18,7 +18,7 @@ def result_table(result: RetrievalResult, title: str) -> str:
 
 def score_table(scores: Mapping[str, Interval], title: str = "") -> str:
     """Aligned lines such as `R@1  .312  [.284 .341]  n=1000`, below an optional title."""
-    cells = [(_label(name), short(one.value), f"[{short(one.low)} {short(one.high)}]", f"n={one.n}") for name, one in scores.items()]
+    cells = [(metric_label(name), short(one.value), f"[{short(one.low)} {short(one.high)}]", f"n={one.n}") for name, one in scores.items()]
     widths = [max((len(cell[column]) for cell in cells), default=0) for column in range(4)]
     lines = [title] if title else []
     for label, value, interval, n in cells:
@@ -36,5 +36,6 @@ def short(value: float) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
-def _label(name: str) -> str:
+def metric_label(name: str) -> str:
+    """A metric as a table names it: R@1, MRR, NDCG@5."""
     return name.replace("hit@", "R@") if name.startswith("hit@") else name.upper()
