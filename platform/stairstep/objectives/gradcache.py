@@ -49,8 +49,13 @@ class _Encoded:
     """A chunk of this worker after the first pass."""
 
     chunk: Chunk
-    embeddings: Tensor  # detached
+    embeddings: Tensor  # detached; empty once taken
     graph: Tensor | None = None  # the embeddings with their graph, where it is kept
+
+    def take(self) -> Tensor:
+        """The embeddings, which are then no longer kept here."""
+        taken, self.embeddings = self.embeddings, torch.empty(0)
+        return taken
 
 
 @dataclass(frozen=True)
@@ -113,27 +118,10 @@ def cached_step(
     budget = GraphBudget(keep_graphs_mb, chance.device, workers.size)
     dealt = deal(chunks, workers.size)
     mine = [_first_pass(chunk, encode, chance, budget) for chunk in dealt[workers.rank]]
-    queries, documents = _gather(dealt, [one.embeddings for one in mine], workers, chance.device)
-
-    trained = {chunk.side for chunk in chunks if not chunk.frozen}
-    leaves = {side: rows for side, rows in zip(_SIDES, (queries, documents), strict=True) if side in trained}
-    learned = [one for one in loss_parameters if one.requires_grad]
-    for rows in leaves.values():
-        rows.requires_grad_()
-    with torch.enable_grad():
-        output = loss(queries, documents)
-    stats = (len(mine), budget.kept_chunks, budget.kept_bytes / 2**20)
-    result = _result(output, queries, documents, stats)
-    if not math.isfinite(result.loss):
+    sides = {chunk.side for chunk in chunks if not chunk.frozen}
+    result, at_rows = _at_embeddings(dealt, mine, loss, sides, loss_parameters, workers, chance.device, budget)
+    if at_rows is None:
         return result
-
-    with full_precision(chance.device):
-        slopes = torch.autograd.grad(output.loss, [*leaves.values(), *learned], allow_unused=True)
-    at_leaves, at_learned = slopes[: len(leaves)], slopes[len(leaves) :]
-    at_rows = {side: _or_zeros(slope, rows) for slope, (side, rows) in zip(at_leaves, leaves.items(), strict=True)}
-    for parameter, slope in zip(learned, at_learned, strict=True):
-        if slope is not None:
-            parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
 
     gradients = _Gradients(parameters)
     gradients.start()
@@ -162,6 +150,35 @@ def cached_loss(
         mine = [chance.run(encode, chunk).detach() for chunk in dealt[workers.rank]]
         queries, documents = _gather(dealt, mine, workers, chance.device)
         return _result(loss(queries, documents), queries, documents, (len(mine), 0, 0.0))
+
+
+def _at_embeddings(
+    dealt: Sequence[Sequence[Chunk]],
+    mine: Sequence[_Encoded],
+    loss: Loss,
+    sides: set[Side],
+    loss_parameters: Sequence[nn.Parameter],
+    workers: Collective,
+    device: torch.device,
+    budget: GraphBudget,
+) -> tuple[StepOutput, dict[Side, Tensor] | None]:
+    """The loss over the global batch and its gradient at the rows of each side, none where it is not finite.
+
+    Loss parameters get theirs at once. Nothing of the loss but these gradients is in memory afterwards."""
+    queries, documents = _gather(dealt, [one.take() for one in mine], workers, device)
+    leaves = {side: rows.requires_grad_() for side, rows in zip(_SIDES, (queries, documents), strict=True) if side in sides}
+    learned = [one for one in loss_parameters if one.requires_grad]
+    with torch.enable_grad():
+        output = loss(queries, documents)
+    result = _result(output, queries, documents, (len(mine), budget.kept_chunks, budget.kept_bytes / 2**20))
+    if not math.isfinite(result.loss):
+        return result, None
+    with full_precision(device):
+        slopes = torch.autograd.grad(output.loss, [*leaves.values(), *learned], allow_unused=True)
+    for parameter, slope in zip(learned, slopes[len(leaves) :], strict=True):
+        if slope is not None:
+            parameter.grad = slope if parameter.grad is None else parameter.grad.add_(slope)
+    return result, {side: _or_zeros(slope, rows) for slope, (side, rows) in zip(slopes, leaves.items(), strict=False)}
 
 
 def _first_pass(chunk: Chunk, encode: Encode, chance: _Chance, budget: GraphBudget) -> _Encoded:
