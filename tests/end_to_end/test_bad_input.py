@@ -353,6 +353,13 @@ def test_question_sets_whose_results_would_overwrite_something(job: Job, small: 
     assert half_written(small.runs) == []
 
 
+def test_training_without_anything_to_train(job: Job, small: Any) -> None:
+    told = message(job("train", small.recipe, "model.adapter=null"))
+    assert "model.adapter: it is null, so there is nothing to train" in told
+    assert half_written(small.runs) == []
+    assert job("evaluate", small.recipe, "model.adapter=null", "--base").code == 0
+
+
 def test_a_refused_run_starts_once_its_input_is_mended(job: Job, small: Any) -> None:
     path = first_positive(small)
     whole = path.read_bytes()

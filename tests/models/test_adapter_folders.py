@@ -139,6 +139,7 @@ def test_broken_folders(make, tmp_path):
         path = broken(name) / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
     (broken("words") / "adapter_config.json").write_text("{")
+    (broken("nameless") / "adapter_config.json").unlink()
     expectations = {
         "torn": "cannot be read",
         "empty": "there is no adapter_model.safetensors",
@@ -148,6 +149,7 @@ def test_broken_folders(make, tmp_path):
         "layers": "layer_replication is not supported",
         "code": "megatron_config is not supported",
         "words": "cannot be read as JSON",
+        "nameless": "there is no adapter_config.json in this folder; expected an adapter folder",
         "missing": "there is no adapter folder",
     }
     for name, message in expectations.items():

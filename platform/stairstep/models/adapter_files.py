@@ -90,6 +90,8 @@ def read_adapter(folder: Path) -> AdapterFolder:
 
 
 def _read_config(folder: Path) -> LoraConfig:
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: there is no {CONFIG} in this folder; expected an adapter folder, for example a run's checkpoint")
     content = read_json(folder / CONFIG)
     kind = str(content.get("peft_type"))
     if kind != "LORA":

@@ -260,6 +260,11 @@ def build_task(recipe: Recipe, collective: Collective, folder: RunFolder) -> Run
 
 def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -> RetrievalTask:
     """The task with its rows, encoder and checked tiles; logs the counts by which a person checks the setup."""
+    if recipe.model.adapter is None and recipe.optim.steps:
+        raise RecipeError(
+            "model.adapter: it is null, so there is nothing to train; leave the key out, or measure the bare base with "
+            "python -m jobs.evaluate RECIPE --base"
+        )
     rows, reader = load_rows(recipe), tile_reader(recipe)
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
     begun = bool(folder.checkpoints())
