@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
 import pickle
 import stat
+import subprocess
 import sys
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from stairstep.cluster.losses import loss_of, timed_out
 from stairstep.cluster.screen import Relay, on_screen, without_ray
 from stairstep.cluster.session import check_root, on_a_cluster
 from stairstep.cluster.work import WorkerDefect, WorkerFailed, read_failure, wait_for_claim, wait_for_folder, write_failure
-from stairstep.records import Claim, Progress, RunFolder
+from stairstep.records import Progress, RunFolder
 from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError
 from stairstep.training import NonFiniteError
 
@@ -192,28 +190,26 @@ def test_a_start_that_took_too_long_is_known_by_its_name() -> None:
 # --- claims and folders
 
 
-def _hold(folder: str, seconds: float, ready: multiprocessing.synchronize.Event) -> None:
-    Claim(Path(folder))
-    ready.set()
-    time.sleep(seconds)
-    os._exit(0)
+HOLD = """
+import sys, time
+from pathlib import Path
+from stairstep.records import Claim
+claim = Claim(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(1.5)
+"""
 
 
 def test_a_claim_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    holder = context.Process(target=_hold, args=(str(tmp_path), 1.5, ready))
-    holder.start()
-    try:
-        assert ready.wait(120)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="at work on this run"):
             wait_for_claim(RunFolder(tmp_path), 0.0)
         caplog.clear()
         wait_for_claim(RunFolder(tmp_path), 60.0).release()
-        assert len(caplog.messages) == 1
-        assert "Waiting up to 60 s for it to end" in caplog.messages[0]
-    finally:
-        holder.join(60)
+    assert len(caplog.messages) == 1
+    assert "Waiting up to 60 s for it to end" in caplog.messages[0]
 
 
 def test_a_folder_that_the_driver_made_elsewhere(tmp_path: Path) -> None:

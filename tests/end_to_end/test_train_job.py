@@ -146,14 +146,16 @@ def tidy(err: str) -> None:
     assert err.count("Loaded test") == 1, err
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(start: Callable[..., Job], recipe: Path, tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(
+    start: Callable[..., Job], job: Callable[..., Any], recipe: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "runs" / "train"
-    job = start(recipe)
-    job.until(lambda: len(trained(folder)) >= 3, "three steps")
-    assert any("ray::RayTrainWorker" in " ".join(one.cmdline()) for one in job.seen.values() if alive(one))
+    first = start(recipe)
+    first.until(lambda: len(trained(folder)) >= 3, "three steps")
+    assert any("ray::RayTrainWorker" in " ".join(one.cmdline()) for one in first.seen.values() if alive(one))
     at = trained(folder)[-1]
-    job.process.send_signal(signal.SIGTERM)
-    code, out, err = job.end()
+    first.process.send_signal(signal.SIGTERM)
+    code, out, err = first.end()
     assert code == 0, err
     stopped = checkpoints(folder)[-1]
     assert out == f"stopped at step {stopped}; the same command goes on from there; {folder}\n"
@@ -167,13 +169,12 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(start: Callabl
     assert f"training {stopped}/150 loss" in err
     assert not (folder / "stop").exists()
     assert not (tmp_path / "runs" / ".ray").exists()
-    assert job.left() == []
+    assert first.left() == []
 
-    # Where a run computes is no part of what it computes: the rest is done in one process.
-    further = start(recipe, "cluster.workers=0")
-    code, out, err = further.end()
-    assert code == 0, err
-    assert f"going on from {folder / f'checkpoint-{stopped}'}" in err
+    # Where a run computes is no part of what it computes: the rest is done in this process.
+    told = job("train", recipe, "cluster.workers=0")
+    assert told.code == 0, told.err
+    assert f"going on from {folder / f'checkpoint-{stopped}'}" in told.err
     assert trained(folder) == list(range(1, 151))
     assert checkpoints(folder)[-1] == 150
 

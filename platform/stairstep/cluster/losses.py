@@ -17,9 +17,10 @@ _DETAIL = re.compile(r"Worker exit detail: (.+?\.)(?:\s|$)")
 
 @dataclass(frozen=True)
 class Loss:
-    """A group that ended early: what happened in one line; the traceback, where a worker's code raised and no process died."""
+    """A group that ended early: what happened in one line; cause and traceback, where a worker's code raised and no process died."""
 
     what: str
+    cause: str = ""
     traceback: str = ""
     preempted: bool = False
 
@@ -43,7 +44,7 @@ def loss_of(error: TrainingFailedError | RayActorError) -> Loss:
         return Loss(f"worker {died[0]} was lost ({_reason(failures[died[0]])})", preempted=preempted)
     if failures:
         rank, cause = next(iter(failures.items()))
-        return Loss(f"worker {rank} failed ({_last_line(cause)})", traceback=str(cause), preempted=preempted)
+        return Loss(f"worker {rank} failed ({_last_line(cause)})", _last_line(cause), str(cause), preempted)
     return Loss(f"the workers were lost ({_reason(error)})", preempted=preempted)
 
 

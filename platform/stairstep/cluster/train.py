@@ -91,7 +91,7 @@ class _Driver:
         """Set up groups of workers until the run ends; a lost worker costs one of `cluster.max_failures`, a preempted one none."""
         if self.session.private:
             check_resources(self.cluster, self.each)
-        lost, before = 0, ""
+        lost, before = 0, (-1, "")
         for number in itertools.count(1):
             try:
                 return self._group(number)
@@ -103,10 +103,9 @@ class _Driver:
                 return self._stopped()
             lost += not loss.preempted
             step = self._last_step()
-            repeated = loss.traceback and before == f"{step} {loss.what}"
-            before = f"{step} {loss.what}"
-            if lost > self.cluster.max_failures or repeated:
-                raise loss.final(lost)
+            if lost > self.cluster.max_failures or (loss.cause and before == (step, loss.cause)):
+                raise loss.final(lost)  # the second time the same without a step between is not chance
+            before = (step, loss.cause)
             _LOG.warning("%s; going on from step %d (%d of at most %d restarts)", loss.what, step, lost, self.cluster.max_failures)
             with wait_for_claim(self.folder, PATIENCE_S):
                 open_run(self.folder, self.recipe)
