@@ -53,6 +53,7 @@ class Reader:
         self.batch = batch
         self._tiles = tiles or TileReader(TileSettings())
         ends = model.generation_config.eos_token_id
+        ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = torch.tensor([ends] if isinstance(ends, int) else list(ends), device=model.device)
 
     def answer(self, question: str, tiles: Evidence) -> str:
@@ -159,7 +160,7 @@ def load_reader(
 ) -> Reader:
     """The reader in a local folder, on the hub or shipped in the package."""
     folder = locate(str(base), None, "reader").folder
-    model = Qwen3VLForConditionalGeneration.from_pretrained(str(folder), dtype=DTYPES[dtype], attn_implementation="sdpa")
+    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(str(folder), dtype=DTYPES[dtype], attn_implementation="sdpa")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return Reader(model.to(device), load_tokenizer(folder), system, max_new_tokens, batch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ..recipe import Recipe
-from .base import Pretraining
 from .glyphs import GlyphsTask
 from .matching import MatchingTask
 from .reading import ReadingTask
@@ -17,6 +16,6 @@ _TASKS: dict[str, type[GlyphsTask] | type[ReadingTask] | type[MatchingTask]] = {
 }
 
 
-def pretraining_task(recipe: Recipe, device: torch.device) -> Pretraining:
+def pretraining_task(recipe: Recipe, device: torch.device) -> GlyphsTask | ReadingTask | MatchingTask:
     """The task of one stage of a tiny model's pretraining."""
     return _TASKS[recipe.task.kind](recipe, device)

@@ -70,7 +70,9 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     whole = [[*row, *answer] for row, answer in zip(rows, answers, strict=True)]
     tokens = prompts.batch(whole, sizes, _MULTIPLE)
     width = tokens.ids.shape[1]
-    predicted, targets, owners = [], [], []
+    predicted: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
     for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         start = index * width + len(row) - 1
         predicted += range(start, start + len(answer) + 1)
