@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from jobs.common import run
-from stairstep.cluster import train_recipe
+from jobs.train import train_recipe
 from stairstep.evaluation.comparison import compare_rows, comparison_table
 from stairstep.records import MetricLog, logging_setup, read_json_lines, series
 from stairstep.tasks import load_recipe

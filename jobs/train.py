@@ -8,10 +8,15 @@ python -m jobs.train recipes/v8r.yaml --dry-run                  build the model
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jobs.common import parse, parser, run
-from stairstep.records import logging_setup
+from stairstep.records import StopFlag, logging_setup
 from stairstep.settings import to_yaml
 from stairstep.tasks import Recipe
+
+if TYPE_CHECKING:
+    from stairstep.tasks.run import Finished
 
 
 def dry_run(recipe: Recipe) -> int:
@@ -22,6 +27,18 @@ def dry_run(recipe: Recipe) -> int:
     print(placement.describe())
     print(trainable_line(model))
     return 0
+
+
+def train_recipe(recipe: Recipe) -> Finished:
+    """Train a resolved recipe: in this process with `cluster.workers: 0`, where Ray need not even be installed, else under Ray Train."""
+    if recipe.cluster.workers:
+        from stairstep.cluster import train_on_ray
+
+        return train_on_ray(recipe)
+    from stairstep.tasks.run import train
+
+    with StopFlag() as flag:
+        return train(recipe, stop=lambda: bool(flag))
 
 
 def main(arguments: list[str]) -> int:
@@ -35,7 +52,6 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.dry_run:
         return dry_run(recipe)
-    from stairstep.cluster import train_recipe
     from stairstep.tasks.resolve import resolve
     from stairstep.tasks.run import outcome_line
 

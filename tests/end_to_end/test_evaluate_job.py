@@ -119,7 +119,7 @@ def test_a_checkpoint_gives_the_rows_that_its_run_wrote(job: Job, small: Any) ->
     assert EMBEDDED.findall(base.out) == [("0", "0")], "an adapter that is not trained yet is the base"
 
 
-def test_the_job_runs_without_ray_vllm_wandb_and_torchvision(small: Any, tmp_path: Path) -> None:
+def test_evaluation_and_training_run_without_ray_vllm_wandb_and_torchvision(small: Any, tmp_path: Path) -> None:
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(SITE.format(blocked=BLOCKED))
@@ -137,3 +137,8 @@ def test_the_job_runs_without_ray_vllm_wandb_and_torchvision(small: Any, tmp_pat
     assert done.returncode == 0, done.stderr
     assert len(table(done.stdout)) == 7
     assert EMBEDDED.findall(done.stdout) == [("4", "12")]
+    done = python("-m", "jobs.train", small.recipe)
+    assert done.returncode == 0, done.stderr
+    assert "finished at step 1" in done.stdout
+    refused = python("-m", "jobs.train", small.recipe, "cluster.workers=1", "run.resume=overwrite")
+    assert "ray is blocked" in refused.stderr

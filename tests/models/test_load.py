@@ -1,9 +1,11 @@
 """Bases from folders, shards, seeds and a hub that is not there: strict keys, safetensors only, one clear message."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -193,5 +195,7 @@ assert not gone & {name.partition(".")[0] for name in sys.modules}
 
 
 def test_no_optional_library_is_needed(base):
-    result = subprocess.run([sys.executable, "-c", BLOCKED, str(base)], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "platform")}
+    command = [sys.executable, "-c", BLOCKED, str(base)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
