@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 STAMP := $(VENV)/.stamp
 UV := $(VENV)/tools/bin/uv
-export RAY_TRAIN_HEALTH_CHECK_INTERVAL_S ?= 0.2
 
 .PHONY: setup demo test soak lint format bench schema lock clean
 
