@@ -19,8 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stairstep.models.encoder import Encoder
 from stairstep.models.load import load_encoder
-from stairstep.models.settings import AdapterSettings
+from stairstep.models.settings import AdapterSettings, ModelSettings
 from stairstep.objectives import Alone, ObjectiveSettings
 from stairstep.tasks.loading import load_rows, tile_reader
 from stairstep.tasks.recipe import Recipe, RetrievalTaskSettings
@@ -167,8 +168,25 @@ class FallingTask(RetrievalTask):
         return EvaluationReport({}, -float(step))
 
 
+@functools.lru_cache(maxsize=4)
+def loaded(model: ModelSettings) -> tuple[Encoder, dict[str, Tensor]]:
+    """An encoder, and what is trained in it as it was at first."""
+    encoder = load_encoder(model, trainable=True, seed=0)
+    return encoder, {name: one.detach().clone() for members in encoder.groups().values() for name, one in members}
+
+
+def fresh(model: ModelSettings) -> Encoder:
+    """The encoder as it is when it is loaded; loading it each time would take longer than training it."""
+    encoder, first = loaded(model)
+    with torch.no_grad():
+        for name, one in (one for members in encoder.groups().values() for one in members):
+            one.copy_(first[name])
+            one.grad = None
+    return encoder
+
+
 def train(recipe: Recipe) -> Trained:
-    encoder = load_encoder(recipe.model, trainable=True, seed=recipe.run.seed)
+    encoder = fresh(recipe.model)
     task = FallingTask(recipe, encoder, load_rows(recipe), tile_reader(recipe))
     trained = Trained()
     trainer = Trainer(task, recipe.optim, recipe.phases, Cadence(evaluation=1), Notes(trained), Alone())
