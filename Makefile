@@ -11,11 +11,12 @@ UV := $(VENV)/tools/bin/uv
 setup: $(STAMP)
 
 # uv lives beside the packages, not among them: a sync removes whatever the lock does not name.
+# Bytecode is compiled once, here: where Python may not write it, every process would compile torch and transformers again.
 $(STAMP): requirements/base.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Stairstep needs Python 3.11: make setup PYTHON=python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(UV) || $(BIN)/python -m pip install -q --disable-pip-version-check --target $(VENV)/tools uv==$(UV_VERSION)
-	$(UV) pip sync -q --python $(BIN)/python requirements/base.txt
+	$(UV) pip sync -q --compile-bytecode --python $(BIN)/python requirements/base.txt
 	$(UV) pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $(STAMP)
 
