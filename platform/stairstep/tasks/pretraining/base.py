@@ -37,7 +37,7 @@ class Pretraining:
         self.recipe, self.device = recipe, device
         self.folder = locate(recipe.model.base, recipe.model.revision, "model.base").folder
         self.tokenizer = load_tokenizer(self.folder)
-        self.model: Any = load_generating(self.folder, fresh, recipe.model.init_seed).to(device)
+        self.model: Any = load_generating(self.folder, fresh, recipe.model.init_seed, _attention(recipe)).to(device)
         self.seed, self.steps, self.batch = recipe.run.seed, recipe.optim.steps, recipe.optim.batch
         self._ahead = BatchesAhead(self.make_batch, self.steps, workers, device)
 
@@ -98,17 +98,10 @@ class Pretraining:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Matrix products of a step: TF32 on a GPU, which is more than pretraining needs."""
-        if self.device.type != "cuda":
+        """The arithmetic of a step: autocast under bfloat16, and TF32 in what a GPU multiplies in float32."""
+        half = self.recipe.model.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half), _tf32(self.device):
             yield
-            return
-        matmul = torch.backends.cuda.matmul
-        before = matmul.fp32_precision
-        matmul.fp32_precision = "tf32"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = before
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -121,22 +114,40 @@ class Pretraining:
             self.model.train()
 
 
+@contextmanager
+def _tf32(device: torch.device) -> Iterator[None]:
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def report_of(scores: Mapping[str, float]) -> EvaluationReport:
     """Scores as metrics of the exam; pretraining has no selection split."""
     return EvaluationReport({f"exam/{name}": value for name, value in scores.items()})
 
 
-def load_generating(folder: Path, fresh: bool, init_seed: int) -> Any:
+def _attention(recipe: Recipe) -> str:
+    return "sdpa" if recipe.model.attention == "auto" else recipe.model.attention
+
+
+def load_generating(folder: Path, fresh: bool, init_seed: int, attention: str = "sdpa") -> Any:
     """A generating Qwen3-VL model in float32: the folder's weights, or new ones for its config."""
     if fresh or not (folder / WEIGHTS).is_file():
         if not fresh:
             raise RecipeError(f"model.base: {folder} has no {WEIGHTS}; name the checkpoint of an earlier stage, or start with task glyphs")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            model = Qwen3VLForConditionalGeneration._from_config(read_config(folder), dtype=torch.float32, attn_implementation="sdpa")
+            model = Qwen3VLForConditionalGeneration._from_config(read_config(folder), dtype=torch.float32, attn_implementation=attention)
             _widen(model)
     else:
-        model = Qwen3VLForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32, attn_implementation="sdpa")
+        model = Qwen3VLForConditionalGeneration.from_pretrained(str(folder), dtype=torch.float32, attn_implementation=attention)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return model.train()

@@ -37,15 +37,23 @@ FIGURES = "figures.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One run: its recipe's name and what this model changes in it."""
+    """One run: its name, its recipe's name, and what this model changes in it."""
 
     name: str
+    recipe: str
     changes: tuple[str, ...] = ()
 
 
 STAGES: dict[TinyModel, tuple[Stage, ...]] = {
-    "embedder": (Stage("glyphs", ("task.look=generic", "model.base=tiny-embedder")), Stage("matching")),
-    "reader": (Stage("glyphs", ("task.look=every", "model.base=tiny-reader")), Stage("reading")),
+    "embedder": (
+        Stage("glyphs", "glyphs", ("task.look=generic", "model.base=tiny-embedder")),
+        Stage("matching", "matching"),
+    ),
+    "reader": (
+        Stage("glyphs", "glyphs", ("task.look=every", "model.base=tiny-reader")),
+        Stage("reading", "reading"),
+        Stage("evidence", "evidence"),
+    ),
 }
 
 
@@ -79,11 +87,11 @@ def make(
 def _recipe(
     kind: TinyModel, stage: Stage, recipes: Path, out: Path, device: torch.device, workers: int, base: Path | None, more: Sequence[str]
 ) -> Recipe:
-    variant = recipes / f"{stage.name}-cpu.yaml"
-    path = variant if device.type == "cpu" and variant.is_file() else recipes / f"{stage.name}.yaml"
+    variant = recipes / f"{stage.recipe}-cpu.yaml"
+    path = variant if device.type == "cpu" and variant.is_file() else recipes / f"{stage.recipe}.yaml"
     own = [f"run.root={out / 'runs'}", f"run.name={kind}-{stage.name}", f"task.workers={workers}", f"cluster.device={device.type}"]
     start = [f"model.base={base}"] if base is not None else []
-    named = [text.partition(":")[2] for text in more if text.startswith(f"{stage.name}:")]
+    named = [text.partition(":")[2] for text in more if text.startswith(f"{stage.recipe}:")]
     return load_recipe(path, [*stage.changes, *own, *start, *named])
 
 
@@ -137,5 +145,5 @@ def _figures(stage: Path) -> dict[str, float]:
     return dict(json.loads((stage / FIGURES).read_text(encoding="utf-8"))) if (stage / FIGURES).is_file() else {}
 
 
-def _plain(one: Interval) -> dict[str, float]:
-    return {"value": round(one.value, 4), "low": round(one.low, 4), "high": round(one.high, 4), "n": one.n}
+def _plain(one: Interval) -> dict[str, float | None]:
+    return {"value": round(one.value, 4) if one.n else None, "low": round(one.low, 4), "high": round(one.high, 4), "n": one.n}

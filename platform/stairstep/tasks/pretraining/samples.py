@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stairstep.tiny.articles import Article, Fact, Library
 from stairstep.tiny.asking import ask
@@ -18,7 +18,8 @@ from .pages import generic_page, manner_of, share_at
 from .settings import Look, ReadingTaskSettings
 
 BLANK = -1
-_QUESTIONS_PER_FAMILY = 6
+_QUESTIONS_PER_FAMILY = 12
+_GENERIC = 0.15  # of the pages to be transcribed, once there is more than one look
 _NEAR_DUPLICATES, _SHIFT, _PARAPHRASES = 0.6, 0.4, 0.5
 _BLANKS = 0.04
 
@@ -78,16 +79,25 @@ class Shelf:
 def drill(settings: ReadingTaskSettings, seed: int, step: int, steps: int, batch: int) -> Drill:
     """What a step of a run practises."""
     rng = random.Random(f"reading/{seed}/{step}")
+    look = "one" if rng.random() < share_of_one_look(settings.one_look, step / steps) else settings.look
     if rng.random() < share_at(settings.transcription, step, steps):
-        return transcriptions(rng, max(1, batch // 2), settings.look, settings.systems)
+        return transcriptions(rng, max(1, batch // 2), look, settings.systems)
     most = int(share_at(settings.tiles, step, steps))
     tiles = 1 if most == 1 else rng.choice((1, *range(1, most + 1), most))
-    return questions(rng, settings, batch, tiles, share_at(settings.unknown, step, steps))
+    return questions(rng, look, batch, tiles, share_at(settings.unknown, step, steps), settings.systems)
+
+
+def share_of_one_look(one_look: float, progress: float) -> float:
+    """The chance of a step with pages of one look: certain at first, then falling to nothing at three times as far.
+
+    On pages of many looks at once the language model never finds out where the next character stands; on one look it does at once, and
+    keeps it while the others come in."""
+    return min(1.0, max(0.0, 1.5 - progress / (2 * one_look))) if one_look else 0.0
 
 
 def transcriptions(rng: random.Random, count: int, look: Look, systems: Sequence[str] = ("",)) -> Drill:
-    """Pages to be read out whole, half of them generic."""
-    pages = [generic_page(rng, look) for _ in range((count + 1) // 2)]
+    """Pages to be read out whole: articles, and where there are many looks some pages without meaning."""
+    pages = [generic_page(rng, look) for _ in range(count) if look != "one" and rng.random() < _GENERIC]
     library = Library(rng, 0.0, _SHIFT, manner_of(look))
     while len(pages) < count:
         pages += library.family(1)[0].pages
@@ -95,10 +105,10 @@ def transcriptions(rng: random.Random, count: int, look: Look, systems: Sequence
     return Drill(tuple(pages[:count]), tuple(samples))
 
 
-def questions(rng: random.Random, settings: ReadingTaskSettings, count: int, tiles: int, unknown: float) -> Drill:
+def questions(rng: random.Random, look: Look, count: int, tiles: int, unknown: float, systems: Sequence[str] = ("",)) -> Drill:
     """Questions about a few families, each with so many tiles."""
-    library = Library(rng, _NEAR_DUPLICATES, _SHIFT, manner_of(settings.look))
-    families = max(4, count // _QUESTIONS_PER_FAMILY)
+    library = Library(rng, _NEAR_DUPLICATES, _SHIFT, manner_of(look))
+    families = max(3, count // _QUESTIONS_PER_FAMILY)
     shelf = Shelf([article for _ in range(families) for article in library.family(3)])
     samples = []
     for _ in range(count):
@@ -110,5 +120,14 @@ def questions(rng: random.Random, settings: ReadingTaskSettings, count: int, til
         if known:
             chosen.append(shelf.tile(article, fact.chunk))
         rng.shuffle(chosen)
-        samples.append(Sample(asked.text, tuple(chosen), fact.value if known else UNKNOWN, rng.choice(settings.systems)))
-    return Drill(tuple(shelf.pages), tuple(samples))
+        samples.append(Sample(asked.text, tuple(chosen), fact.value if known else UNKNOWN, rng.choice(list(systems))))
+    return _pruned(shelf.pages, samples)
+
+
+def _pruned(pages: Sequence[TilePage], samples: Sequence[Sample]) -> Drill:
+    """Without the pages that no sample shows."""
+    shown = sorted({tile for one in samples for tile in one.tiles if tile != BLANK})
+    place = {tile: index for index, tile in enumerate(shown)} | {BLANK: BLANK}
+    return Drill(
+        tuple(pages[tile] for tile in shown), tuple(replace(one, tiles=tuple(place[tile] for tile in one.tiles)) for one in samples)
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stairstep.settings import SettingError, setting
 
-Look = Literal["one", "generic", "every"]
+Look = Literal["one", "generic", "world", "every"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class GlyphsTaskSettings:
     kind: Literal["glyphs"] = setting("glyphs", doc="The kind of task.")
     fresh: bool = setting(True, doc="Draw new weights from model.init_seed, also where the base has weights.")
     look: Look = setting(
-        "generic", doc="Fonts and layouts of the pages; one: one of each; generic: none that a tinywiki world has; every: those as well."
+        "generic", doc="Fonts and layouts of the pages: one of each, generic ones that no tinywiki world has, a world's own, or every one."
     )
     one_look: float = setting(0.25, doc="Share of the run, from its beginning, on pages of one look.", minimum=0, maximum=1)
     inverted: float = setting(0.0, doc="Share of pages whose colours are inverted.", minimum=0, maximum=1)
@@ -31,7 +31,13 @@ class ReadingTaskSettings:
 
     kind: Literal["reading"] = setting("reading", doc="The kind of task.")
     look: Look = setting(
-        "every", doc="Fonts and layouts of the pages; one: one of each; generic: none that a tinywiki world has; every: those as well."
+        "world", doc="Fonts and layouts of the pages: one of each, generic ones that no tinywiki world has, a world's own, or every one."
+    )
+    one_look: float = setting(
+        0.1,
+        doc="Share of the run, from its beginning, on pages of one look; over twice as long again the other looks come in step by step.",
+        minimum=0,
+        maximum=1,
     )
     transcription: tuple[float, ...] = setting(
         (0.7, 0.4, 0.2, 0.1),

@@ -1,0 +1,139 @@
+"""What the pretraining tasks are made of: pages whose words and looks no world has, labels by place, and drills with true answers."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from stairstep.tasks.pretraining.exam import PARTS, open_exam
+from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
+from stairstep.tasks.pretraining.matching import matches
+from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, unworldly_name
+from stairstep.tasks.pretraining.samples import BLANK, drill, questions, share_of_one_look, transcriptions
+from stairstep.tasks.pretraining.settings import ReadingTaskSettings
+from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
+from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
+from stairstep.tiny.phrases import TRANSCRIBE, UNKNOWN
+from stairstep.tiny.words import respelled, world_name
+
+
+def test_no_name_of_a_world_is_practised():
+    rng = random.Random(0)
+    names = [world_name(rng) for _ in range(3000)]
+    names += [respelled(rng, name) for name in names]
+    assert all(_WORLDLY.fullmatch(name) for name in names), "every name of a world must be told as one"
+    practised = [unworldly_name(rng) for _ in range(3000)]
+    assert not [name for name in practised if _WORLDLY.fullmatch(name)]
+    assert not set(practised) & set(names)
+    assert {letter for name in practised for letter in name.lower()} == set("abcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize(
+    ("look", "fonts", "layouts"),
+    [
+        ("one", set(PRETRAINING_FONTS[:1]), set(PRETRAINING_LAYOUTS[:1])),
+        ("generic", set(PRETRAINING_FONTS), set(PRETRAINING_LAYOUTS)),
+        ("world", set(WORLD_FONTS), {*WORLD_LAYOUTS, *SHIFTED_LAYOUTS}),
+        ("every", {*PRETRAINING_FONTS, *WORLD_FONTS}, {*PRETRAINING_LAYOUTS, *WORLD_LAYOUTS, *SHIFTED_LAYOUTS}),
+    ],
+)
+def test_a_look_has_its_fonts_and_layouts(look, fonts, layouts):
+    pages = glyph_pages(random.Random(1), 300, look)
+    assert {page.font for page in pages} == fonts
+    assert {page.layout for page in pages} == layouts
+
+
+def test_the_embedder_sees_nothing_of_a_worlds_look():
+    found = matches(random.Random(2), 300)
+    assert {one.page.font for one in found} == set(PRETRAINING_FONTS)
+    assert {one.page.layout for one in found} == set(PRETRAINING_LAYOUTS)
+    shared = [sum(word.strip("()?.") in one.passage.split() for word in one.query.split()) for one in found]
+    assert sum(count >= 1 for count in shared) > 0.9 * len(found)
+
+
+def test_labels_tell_the_character_at_each_place():
+    characters = [("A", 0, 0, 9, 14), ("b", 34, 20, 42, 30), ("i", 69, 70, 71, 80), ("é", 100, 100, 110, 110)]
+    found = labels(characters)
+    assert found.shape == (24, 8)
+    expected = {(0, 0): "A", (1, 4): "b", (14, 0): "i"}  # (cell, place): row 2 × 6 + column 2 = 14; the narrow i covers no centre
+    for (cell, place), character in expected.items():
+        assert found[cell, place] == ord(character) - FIRST + 1
+    assert np.count_nonzero(found) == len(expected)
+
+
+def test_labels_agree_with_the_ink():
+    """Where a page is blank no character is told, and most places with a character have ink."""
+    drawing = generic_page(random.Random(3), "one").drawing()
+    found = labels(drawing.characters).reshape(4, 6, 2, 4).transpose(0, 2, 1, 3).reshape(8, 24) > 0
+    dark = (drawing.pixels.min(axis=2) < 200).reshape(8, 16, 24, 8).any(axis=(1, 3))
+    assert found.any()
+    assert dark[found].mean() > 0.95
+    assert drawing.pixels.shape[:2] == (4 * CELL, 6 * CELL)
+
+
+def test_shares_go_over_equal_parts():
+    assert [share_at((0.1, 0.2, 0.3), step, 9) for step in range(1, 10)] == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
+    assert [share_of_one_look(0.1, progress) for progress in (0.01, 0.1, 0.2, 0.3, 0.9)] == pytest.approx([1, 1, 0.5, 0, 0])
+    assert share_of_one_look(0.0, 0.0) == 0
+
+
+def test_a_drill_tells_the_truth():
+    practice = questions(random.Random(4), "world", 200, 3, 0.3)
+    unknown = [one for one in practice.samples if one.answer == UNKNOWN]
+    assert 0.15 < len(unknown) / 200 < 0.45
+    assert {len(one.tiles) for one in practice.samples} == {3}
+    shown = {tile for one in practice.samples for tile in one.tiles}
+    assert shown - {BLANK} == set(range(len(practice.pages))), "pages that nobody sees are not drawn"
+    for one in practice.samples:
+        holding = [tile for tile in one.tiles if tile != BLANK and one.answer in _words(practice.pages[tile])]
+        assert len(holding) == (one.answer != UNKNOWN), one
+        assert len(set(one.tiles)) == 3 or BLANK in one.tiles
+    places = [
+        one.tiles.index(next(tile for tile in one.tiles if tile != BLANK and one.answer in _words(practice.pages[tile])))
+        for one in practice.samples
+        if one.answer != UNKNOWN
+    ]
+    assert set(places) == {0, 1, 2}, "the right tile stands anywhere"
+
+
+def _words(page) -> set[str]:
+    return {word.strip(".,()") for line in page.lines for word in line.split()}
+
+
+def test_transcriptions_are_the_pages_lines():
+    practice = transcriptions(random.Random(5), 40, "world")
+    for index, one in enumerate(practice.samples):
+        assert one.question == TRANSCRIBE
+        assert one.tiles == (index,)
+        assert one.answer == "\n".join(practice.pages[index].lines)
+
+
+def test_a_drill_is_a_function_of_seed_and_step():
+    settings = ReadingTaskSettings()
+    assert drill(settings, 0, 7, 100, 12) == drill(settings, 0, 7, 100, 12)
+    assert drill(settings, 0, 7, 100, 12) != drill(settings, 0, 8, 100, 12)
+    assert drill(settings, 0, 7, 100, 12) != drill(settings, 1, 7, 100, 12)
+
+
+def test_an_exam_asks_what_its_tiles_say():
+    exam = open_exam(5, 30)
+    assert len(exam.asked) == 30
+    by_pixels = {tile.numpy().tobytes(): page for tile, page in zip(exam.pixels, exam.shelf.pages, strict=True)}
+    for name in ("single", "three", "wrong_tiles"):
+        asking, expected = PARTS[name](exam)
+        for one, (question, tiles), wanted in zip(exam.asked, asking, expected, strict=True):
+            assert question == one.text
+            said = [one.answer in _words(by_pixels[tile.numpy().tobytes()]) for tile in tiles]
+            assert sum(said) == (name != "wrong_tiles")
+            assert wanted == (UNKNOWN if name == "wrong_tiles" else one.answer)
+    asking, expected = PARTS["blank"](exam)
+    assert all(bool((tiles[0] == 255).all()) for _, tiles in asking)
+    asking, expected = PARTS["swapped"](exam)
+    assert len(asking) > 20
+    known = {one.text: one.answer for one in exam.asked}
+    originals = {tile.numpy().tobytes() for tile in exam.pixels}
+    for (question, tiles), wanted in zip(asking, expected, strict=True):
+        assert wanted != known[question]
+        assert tiles[0].numpy().tobytes() not in originals
