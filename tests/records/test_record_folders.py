@@ -211,3 +211,11 @@ def test_a_folder_set_aside_by_another_host_comes_back(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: later)
     assert len(sweep(tmp_path)) == 1
     assert is_complete(tmp_path / "f") and _content(tmp_path / "f") == {"old"}
+
+
+def test_what_is_committed_can_be_read_by_whom_the_folder_lets_in(tmp_path):
+    with new_folder(tmp_path / "one") as place:
+        (place / "secret.safetensors").write_bytes(b"x")
+        (place / "secret.safetensors").chmod(0o600)
+        place.chmod(0o755)
+    assert (tmp_path / "one" / "secret.safetensors").stat().st_mode & 0o777 == 0o644

@@ -7,6 +7,6 @@ import os
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 from .session import ray_session
-from .train import train_on_ray, train_recipe
+from .train import train_on_ray
 
-__all__ = ["ray_session", "train_on_ray", "train_recipe"]
+__all__ = ["ray_session", "train_on_ray"]

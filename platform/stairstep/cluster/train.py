@@ -28,7 +28,7 @@ from stairstep.records import Claim, RunFolder, StopFlag
 from stairstep.settings import InputError, UnreachableError, to_plain
 from stairstep.tasks import ClusterSettings, Recipe
 from stairstep.tasks.resolve import run_folder_path
-from stairstep.tasks.run import Finished, open_run, train
+from stairstep.tasks.run import Finished, open_run
 from stairstep.training import Outcome
 
 from .losses import Loss, loss_of, timed_out
@@ -45,14 +45,6 @@ _QUIET_S = 60.0  # when workers that have not come are worth a line
 
 class _StoppedEarly(Exception):
     """A stop was asked for before any worker had begun."""
-
-
-def train_recipe(recipe: Recipe) -> Finished:
-    """Train a resolved recipe: in this process with `cluster.workers: 0`, else under Ray Train."""
-    if recipe.cluster.workers == 0:
-        with StopFlag() as flag:
-            return train(recipe, stop=lambda: bool(flag))
-    return train_on_ray(recipe)
 
 
 def train_on_ray(recipe: Recipe) -> Finished:

@@ -21,7 +21,7 @@ from .inputs import TokenBatch, load_tokenizer
 from .prompts import Prompts, Size
 from .sources import locate
 from .tower import Features, tower_features
-from .weights import DTYPES
+from .weights import DTYPES, weight_files
 
 Evidence = Sequence[Tensor | Path | str]  # tiles: resized uint8 [3, h, w], or files
 
@@ -159,8 +159,11 @@ def load_reader(
     batch: int = 32,
 ) -> Reader:
     """The reader in a local folder, on the hub or shipped in the package."""
-    folder = locate(str(base), None, "reader").folder
-    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(str(folder), dtype=DTYPES[dtype], attn_implementation="sdpa")
+    folder = locate(str(base), None, "evaluation.reader.model").folder
+    weight_files(folder)  # a folder without safetensors is told before anything is loaded; pickled weights are never read
+    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+        str(folder), dtype=DTYPES[dtype], attn_implementation="sdpa", use_safetensors=True
+    )
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
     return Reader(model.to(device), load_tokenizer(folder), system, max_new_tokens, batch)

@@ -77,10 +77,12 @@ def commit_folder(temporary: Path, final: Path) -> None:
 def _sync_tree(folder: Path) -> dict[str, int]:
     """Sync all files and folders below a folder; returns the sizes by relative name, the marker left out."""
     sizes = {}
+    mode = 0o666 & (folder.stat().st_mode | 0o600)  # a folder's mode shows the umask that it was made under
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = Path(parent, name)
             if path != folder / COMPLETE:
+                path.chmod(mode)  # safetensors writes files that nobody else may read
                 sync_file(path)
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
         sync_folder(Path(parent))

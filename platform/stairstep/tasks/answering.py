@@ -13,6 +13,8 @@ from stairstep.evaluation.question_set import RetrievalResult
 from stairstep.evaluation.questions_answered import Failure, answer_questions
 from stairstep.evaluation.settings import EvaluationSettings
 from stairstep.models.reading import Reader, load_reader
+from stairstep.models.sources import locate
+from stairstep.models.weights import weight_files
 from stairstep.settings import TileError
 from stairstep.tiles import TileReader
 
@@ -23,6 +25,8 @@ class Answering:
     def __init__(self, settings: EvaluationSettings, tiles: TileReader, device: torch.device) -> None:
         self._settings, self._tiles, self._device = settings, tiles, device
         self._reader: Reader | None = None
+        if settings.reader is not None:
+            weight_files(locate(settings.reader.model, None, "evaluation.reader.model").folder)  # told before the first step
 
     def answered(self, result: RetrievalResult) -> RetrievalResult:
         """The result with answers, grades and a QA score; as it is where the recipe has no reader."""
