@@ -112,6 +112,16 @@ def test_the_loss_falls(kind: str, change: str, base: Path, tmp_path: Path) -> N
     assert [row["step"] for row in rows if any(name.startswith("exam/") for name in row)] == [0, 16]
 
 
+def test_a_tower_that_is_not_trained_stays_as_it_was(base: Path, tmp_path: Path) -> None:
+    before = load_file(base / "model.safetensors")
+    for trained in (True, False):
+        folder = run(recipe("reading", base, tmp_path / str(trained), "optim.steps=2", f"task.train_tower={str(trained).lower()}"))
+        after = load_file(folder / "checkpoint-2" / "model.safetensors")
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert any("language_model" in name for name in moved)
+        assert any("visual" in name for name in moved) == trained
+
+
 def test_the_batch_is_a_function_of_seed_and_step(base: Path, tmp_path: Path) -> None:
     for kind in KINDS:
         one, again = (pretraining_task(recipe(kind, base, tmp_path), torch.device("cpu")) for _ in range(2))

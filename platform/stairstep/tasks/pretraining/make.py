@@ -51,6 +51,7 @@ STAGES: dict[TinyModel, tuple[Stage, ...]] = {
     ),
     "reader": (
         Stage("glyphs", "glyphs", ("task.look=every", "model.base=tiny-reader")),
+        Stage("spelling", "spelling"),
         Stage("reading", "reading"),
         Stage("evidence", "evidence"),
     ),

@@ -19,7 +19,8 @@ from stairstep.tiny.words import pretraining_name, pretraining_word, year
 from .settings import Look
 
 _SIZES = {"one": (20,), "generic": (16, 17, 18, 19, 20), "world": (16, 17, 18, 19, 20), "every": (16, 17, 18, 19, 20)}
-_MOST_LINES = 6
+MOST_LINES = 6
+_FEW = 2
 
 # How words of tinywiki are built, with the letter by which a near-equal title may differ.
 _ONSET = "(?:[bdgk]r|tr|st|th|vl|[bdklmnprstvz])"
@@ -61,14 +62,17 @@ def word(rng: random.Random) -> str:
     return f"({found})" if mark < 0.05 else found + rng.choice(".,?;:'-") if mark < 0.15 else found
 
 
-def generic_page(rng: random.Random, look: Look) -> TilePage:
-    """A page of words without meaning: a title, facts and lines of text in any order, as many as fit."""
+def generic_page(rng: random.Random, look: Look, most_lines: int = MOST_LINES) -> TilePage:
+    """A page of words without meaning: a title, facts and lines of text in any order, as many as fit; where only one or two lines are
+    allowed, a word on each."""
     manner = manner_of(look)
     layout = rng.choice((*manner.layouts, *manner.shifted))
     font, size = rng.choice(manner.fonts), rng.choice(_SIZES[look])
+    if most_lines <= _FEW:
+        return TilePage(tuple(Line(word(rng)) for _ in range(rng.randint(1, most_lines))), layout, font, size)
     title = wrap(" ".join(word(rng) for _ in range(rng.randint(1, 3))), layout, font, size, bold=True)
     rows = [Line(text, role="title") for text in title]
-    for _ in range(rng.randint(1, _MOST_LINES)):
+    for _ in range(rng.randint(1, most_lines)):
         row = _fact(rng, layout, font, size) if rng.random() < 0.5 else _running(rng, layout, font, size)
         if fits([*rows, row], layout, font, size):
             rows.append(row)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from stairstep.models.prompts import Prompts
 from stairstep.models.reading import Reader, language_states
@@ -36,6 +37,11 @@ class ReadingTask(Pretraining):
         super().__init__(recipe, device, False, recipe.task.workers)
         self.prompts = Prompts(self.tokenizer, self.model.config)
 
+    def groups(self) -> dict[str, list[tuple[str, Parameter]]]:
+        """All parameters, or those of the language model alone."""
+        every = super().groups()
+        return every if self.settings.train_tower else {"llm": every["llm"]}
+
     def make_batch(self, step: int) -> Batch:
         """Pages, prompts with their answers, and the tokens to be predicted."""
         return answer_batch(self.prompts, drill(self.settings, self.seed, step, self.steps, self.batch))
@@ -44,7 +50,7 @@ class ReadingTask(Pretraining):
         """One batch of answers."""
         batch, waited = self.take(step)
         with self.computing():
-            loss, exact = answer_loss(self.model, batch, self.device)
+            loss, exact = answer_loss(self.model, batch, self.device, self.settings.train_tower)
             loss.backward()
         return StepReport(float(loss.detach()), {"exact": exact, "tiles": float(batch["tiles"].shape[1])}, waited_s=waited)
 
@@ -90,9 +96,10 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     }
 
 
-def answer_loss(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, float]:
+def answer_loss(model: Any, batch: Batch, device: torch.device, train_tower: bool = True) -> tuple[Tensor, float]:
     """The mean loss of the answers' tokens, and the share of answers that are right in every token."""
-    seen = tower_features(model.model.visual, batch["pixels"], device).select(batch["tiles"].flatten())
+    with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
+        seen = tower_features(model.model.visual, batch["pixels"], device).select(batch["tiles"].flatten())
     features = Features(seen.merged.flatten(0, 1)[None], tuple(one.flatten(0, 1)[None] for one in seen.deepstack))
     hidden, _ = language_states(model.model, batch["ids"], batch["positions"], features)
     logits = model.lm_head(hidden.flatten(0, 1)[batch["predicted"]])

@@ -14,12 +14,12 @@ from stairstep.tiny.asking import ask
 from stairstep.tiny.phrases import TRANSCRIBE, UNKNOWN
 from stairstep.tiny.render import TilePage
 
-from .pages import generic_page, manner_of, share_at
+from .pages import MOST_LINES, generic_page, manner_of, share_at
 from .settings import Look, ReadingTaskSettings
 
 BLANK = -1
 _QUESTIONS_PER_FAMILY = 12
-_GENERIC = 0.15  # of the pages to be transcribed, once there is more than one look
+_SHORT = 2  # lines up to which a transcription counts as one question and not as two
 _NEAR_DUPLICATES, _SHIFT, _PARAPHRASES = 0.6, 0.4, 0.5
 _BLANKS = 0.04
 
@@ -81,7 +81,9 @@ def drill(settings: ReadingTaskSettings, seed: int, step: int, steps: int, batch
     rng = random.Random(f"reading/{seed}/{step}")
     look = "one" if rng.random() < share_of_one_look(settings.one_look, step / steps) else settings.look
     if rng.random() < share_at(settings.transcription, step, steps):
-        return transcriptions(rng, max(1, batch // 2), look, settings.systems)
+        lines = int(share_at(settings.lines, step, steps))
+        count = batch if lines <= _SHORT else max(1, batch // 2)
+        return transcriptions(rng, count, look, settings.meaningless, lines, settings.systems)
     most = int(share_at(settings.tiles, step, steps))
     tiles = 1 if most == 1 else rng.choice((1, *range(1, most + 1), most))
     return questions(rng, look, batch, tiles, share_at(settings.unknown, step, steps), settings.systems)
@@ -95,9 +97,11 @@ def share_of_one_look(one_look: float, progress: float) -> float:
     return min(1.0, max(0.0, 1.5 - progress / (2 * one_look))) if one_look else 0.0
 
 
-def transcriptions(rng: random.Random, count: int, look: Look, systems: Sequence[str] = ("",)) -> Drill:
-    """Pages to be read out whole: articles, and where there are many looks some pages without meaning."""
-    pages = [generic_page(rng, look) for _ in range(count) if look != "one" and rng.random() < _GENERIC]
+def transcriptions(
+    rng: random.Random, count: int, look: Look, meaningless: float = 0.5, lines: int = MOST_LINES, systems: Sequence[str] = ("",)
+) -> Drill:
+    """Pages to be read out whole: words without meaning, of which none can be guessed, and articles."""
+    pages = [generic_page(rng, look, lines) for _ in range(round(count * meaningless))]
     library = Library(rng, 0.0, _SHIFT, manner_of(look))
     while len(pages) < count:
         pages += library.family(1)[0].pages

@@ -45,6 +45,9 @@ class ReadingTaskSettings:
         minimum=0,
         maximum=1,
     )
+    lines: tuple[int, ...] = setting((6,), doc="Most lines of a page without meaning, over equal parts of the run.", minimum=1)
+    meaningless: float = setting(0.5, doc="Share of the pages to be transcribed that are words without meaning.", minimum=0, maximum=1)
+    train_tower: bool = setting(True, doc="Train the vision tower too; false: it stays as the stage before left it.")
     tiles: tuple[int, ...] = setting((1, 1, 3, 3), doc="Most tiles of a question over equal parts of the run.", minimum=1, maximum=3)
     unknown: tuple[float, ...] = setting(
         (0.0, 0.2, 0.25, 0.25),
@@ -59,7 +62,7 @@ class ReadingTaskSettings:
 
     def check(self) -> None:
         """Every part of the run is said."""
-        for name in ("transcription", "tiles", "unknown", "systems"):
+        for name in ("transcription", "lines", "tiles", "unknown", "systems"):
             if not getattr(self, name):
                 raise SettingError(name, "expected at least one value, found none")
 
