@@ -16,14 +16,14 @@ from stairstep.tiny.render import HEIGHT, WIDTH, Line, TilePage, draw, fits, roo
 PAGE = (Line("Mara Velin", role="title"), Line("Born", "1931", "fact"), Line("Home", "Oltava", "fact"), Line("See notes."))
 
 GOLDEN = {
-    ("article", "roboto"): "e9b2af6dbec9410d",
-    ("article", "roboto-slab"): "58e9d5c2a4d7e2af",
-    ("infobox", "roboto"): "b9b9a78d398e6c5a",
-    ("infobox", "roboto-slab"): "937bc3fb7fc43a93",
-    ("night", "roboto"): "95634f140c508f82",
-    ("night", "roboto-slab"): "c13733b822d9ade6",
-    ("poster", "roboto"): "f523e8a4a3bd314f",
-    ("poster", "roboto-slab"): "8dd3431c504d1b00",
+    ("article", "roboto"): "ce21f38571928bc1",
+    ("article", "roboto-slab"): "afb769c1475314e7",
+    ("infobox", "roboto"): "c695b4ee97293df0",
+    ("infobox", "roboto-slab"): "110ad62d0d8a16f7",
+    ("night", "roboto"): "ccdb7e4749dfb7d1",
+    ("night", "roboto-slab"): "fbcdbf4faca10a81",
+    ("poster", "roboto"): "719981ed8a7bbaf0",
+    ("poster", "roboto-slab"): "1d7bf2ea169cdb36",
 }
 
 
@@ -32,7 +32,7 @@ def render_lines(*arguments, **options):
 
 
 def digest(layout, font):
-    pixels = [render_lines(PAGE, layout, font, size) for size in (16, 17, 18, 19, 20)]
+    pixels = [render_lines(PAGE, layout, font, size) for size in (16, 18, 20)]
     pixels.append(render_lines(["The quick brown", "fox jumps over a", "lazy dog (1234),", "WHYZ XQUJ 56789."], layout, font, 18))
     return hashlib.sha256(np.stack(pixels).tobytes()).hexdigest()[:16]
 
@@ -119,8 +119,9 @@ def test_lines_that_do_not_fit_are_an_error_and_wrapped_ones_fit():
     assert " ".join(lines) == text
     assert len(lines) >= 3
     assert all(text_width(line, "caladea", 18) <= room("plain") for line in lines)
-    assert fits(["Title", *lines[:4]], "plain", "caladea", 18)
-    assert not fits(["Title"] * 7, "plain", "caladea", 18)
+    assert fits(["Title", *lines[:3]], "plain", "caladea", 18)
+    assert fits(["Title"] * 4, "plain", "caladea", 18)
+    assert not fits(["Title"] * 5, "plain", "caladea", 18)
     assert render_lines(["Wide page", text], "plain", "caladea", 18, width=640, height=64).shape == (64, 640, 3)
 
 

@@ -18,7 +18,7 @@ from .render import Line, TilePage, fits, wrap
 from .words import respelled, world_name, year
 
 TILES = 3
-_SIZES = (20, 19, 18, 17, 16)
+_SIZES = (20, 18, 16)
 _PATTERNS = (("facts", "facts", "text"), ("facts", "text", "text"))
 _MOST = {"facts": 3, "text": 2}
 
@@ -135,7 +135,7 @@ class Library:
         rng = self._rng
         font = rng.choice(self._manner.fonts)
         layout = rng.choice(self._manner.shifted if rng.random() < self._layout_shift else self._manner.layouts)
-        first = rng.choice((0, 0, 1, 2))
+        first = rng.choice((0, 0, 1))
         waiting = [(kind, values.next(kind.value)) for kind in kinds]
         rng.shuffle(waiting)
         for size in _SIZES[first:]:

@@ -32,7 +32,7 @@ from .articles import Article, Library
 from .asking import Asked, Neighbours, ask_about
 from .render import write_png
 
-GENERATOR = 1
+GENERATOR = 2
 MARKER = "world.json"
 QUESTION_SET = "test/tinywiki.json"
 _PER_ARTICLE = 3

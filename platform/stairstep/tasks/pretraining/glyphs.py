@@ -1,7 +1,7 @@
 """The glyph stage: which characters lie under each merged token of the vision tower, told by a throwaway linear head.
 
 Without it the language side learns the habits of the text while the vision tower gets no signal, for thousands of steps. The head tells the
-character at each of eight places under a token (four across, two down) and not only the set of them: that is learned several times
+character at each of eight places across a token and not only the set of them: that is learned several times
 faster, and in the order in which it will be read. The run begins on one font and layout, which is faster again.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FIRST, LAST = 33, 126  # printable ASCII
 CLASSES = LAST - FIRST + 2  # and nothing at all, which is class 0
 CELL = 32
-_WIDE, _HIGH = 8, 16  # of a place, in pixels
+_WIDE, _HIGH = 4, 32  # of a place, in pixels: narrower than the narrowest letter, and as high as a line
 PLACES = (CELL // _WIDE) * (CELL // _HIGH)
 
 

@@ -38,7 +38,7 @@ from .settings import MatchingTaskSettings
 if TYPE_CHECKING:
     from ..recipe import Recipe
 
-_SIZES = (16, 17, 18, 19, 20)
+_SIZES = (16, 18, 20)
 _MULTIPLE = 16
 _ASKING = (
     "what",

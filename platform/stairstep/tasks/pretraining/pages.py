@@ -18,8 +18,8 @@ from stairstep.tiny.words import pretraining_name, pretraining_word, year
 
 from .settings import Look
 
-_SIZES = {"one": (20,), "generic": (16, 17, 18, 19, 20), "world": (16, 17, 18, 19, 20), "every": (16, 17, 18, 19, 20)}
-MOST_LINES = 6
+_SIZES = {"one": (20,), "generic": (16, 18, 20), "world": (16, 18, 20), "every": (16, 18, 20)}
+MOST_LINES = 4
 _FEW = 2
 
 # How words of tinywiki are built, with the letter by which a near-equal title may differ.
