@@ -50,10 +50,9 @@ STAGES: dict[TinyModel, tuple[Stage, ...]] = {
         Stage("matching", "matching"),
     ),
     "reader": (
-        Stage("glyphs", "glyphs", ("task.look=every", "model.base=tiny-reader")),
+        Stage("glyphs", "glyphs", ("task.look=world", "model.base=tiny-reader", "optim.steps=1200")),
         Stage("spelling", "spelling"),
         Stage("reading", "reading"),
-        Stage("evidence", "evidence"),
     ),
 }
 
@@ -88,8 +87,7 @@ def make(
 def _recipe(
     kind: TinyModel, stage: Stage, recipes: Path, out: Path, device: torch.device, workers: int, base: Path | None, more: Sequence[str]
 ) -> Recipe:
-    variant = recipes / f"{stage.recipe}-cpu.yaml"
-    path = variant if device.type == "cpu" and variant.is_file() else recipes / f"{stage.recipe}.yaml"
+    path = recipes / f"{stage.recipe}.yaml"
     own = [f"run.root={out / 'runs'}", f"run.name={kind}-{stage.name}", f"task.workers={workers}", f"cluster.device={device.type}"]
     start = [f"model.base={base}"] if base is not None else []
     named = [text.partition(":")[2] for text in more if text.startswith(f"{stage.recipe}:")]
