@@ -11,8 +11,9 @@ from typing import Any
 
 from stairstep.settings import InputError
 
+from .questions_answered import GRADED
 from .retrieval import ARTICLE_METRICS, scores_of
-from .statistics import Difference, Interval, holm, paired_bootstrap
+from .statistics import Difference, Interval, bootstraps, holm, paired_bootstrap, wilson
 from .table import metric_label, short
 
 Row = Mapping[str, Any]
@@ -37,7 +38,8 @@ class Comparison:
 
 
 def compare_rows(first: Sequence[Row], second: Sequence[Row], metrics: Sequence[str] = ("hit@1", "hit@3", "mrr")) -> list[Comparison]:
-    """Compare two evaluations; their questions must be the same, whatever their order."""
+    """Compare two evaluations; their questions must be the same, whatever their order. Where both were answered, the QA score is among
+    the metrics, over the questions that both have a grade for: a failure of the reader is no wrong answer here either."""
     other = {row["id"]: row for row in second}
     if len(other) != len(first) or any(row["id"] not in other for row in first):
         raise InputError(
@@ -47,8 +49,42 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row], metrics: Sequence[
     keys = {name: ARTICLE_METRICS[name] for name in metrics}
     before, after = scores_of(first, keys), scores_of(ordered, keys)
     found = {name: paired_bootstrap([float(row[key]) for row in first], [float(row[key]) for row in ordered]) for name, key in keys.items()}
+    graded = [(bool(row["correct"]), bool(new["correct"])) for row, new in zip(first, ordered, strict=True) if _graded(row) and _graded(new)]
+    if graded:
+        earlier, later = zip(*graded, strict=True)
+        before["qa"], after["qa"] = wilson(sum(earlier), len(graded)), wilson(sum(later), len(graded))
+        found["qa"] = paired_bootstrap(earlier, later)
     corrected = holm([one.p_value for one in found.values()])
     return [Comparison(name, before[name], after[name], found[name], p) for name, p in zip(found, corrected, strict=True)]
+
+
+def _graded(row: Row) -> bool:
+    return row.get("state") in GRADED
+
+
+def compare_seeds(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]], metrics: Sequence[str] = ("hit@1",)) -> list[Comparison]:
+    """Compare two recipes, each by its runs with other seeds over the same questions: intervals over seeds and questions together."""
+    runs = [_by_question(one) for one in (*first, *second)]
+    ids = list(runs[0])
+    if any(set(one) != set(ids) for one in runs):
+        raise InputError("the runs are not over the same questions; compare evaluations of one set")
+    sides = ([[run[name] for name in ids] for run in runs[: len(first)]], [[run[name] for name in ids] for run in runs[len(first) :]])
+    columns = {name: [_matrix(side, ARTICLE_METRICS[name], range(len(ids))) for side in sides] for name in metrics}
+    graded = [place for place in range(len(ids)) if all(_graded(run[place]) for side in sides for run in side)]
+    if graded:
+        columns["qa"] = [_matrix(side, "correct", graded) for side in sides]
+    differences = {name: paired_bootstrap(a, b) for name, (a, b) in columns.items()}
+    corrected = holm([one.p_value for one in differences.values()])
+    intervals = {name: bootstraps(pair) for name, pair in columns.items()}
+    return [Comparison(name, *intervals[name], differences[name], p) for name, p in zip(columns, corrected, strict=True)]
+
+
+def _by_question(rows: Sequence[Row]) -> dict[str, Row]:
+    return {str(row["id"]): row for row in rows}
+
+
+def _matrix(runs: Sequence[Sequence[Row]], key: str, places: Sequence[int]) -> list[list[float]]:
+    return [[float(run[place][key]) for place in places] for run in runs]
 
 
 def comparison_table(comparisons: Sequence[Comparison], first: str, second: str) -> str:
