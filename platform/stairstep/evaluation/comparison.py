@@ -49,7 +49,9 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row], metrics: Sequence[
     keys = {name: ARTICLE_METRICS[name] for name in metrics}
     before, after = scores_of(first, keys), scores_of(ordered, keys)
     found = {name: paired_bootstrap([float(row[key]) for row in first], [float(row[key]) for row in ordered]) for name, key in keys.items()}
-    graded = [(bool(row["correct"]), bool(new["correct"])) for row, new in zip(first, ordered, strict=True) if _graded(row) and _graded(new)]
+    graded = [
+        (bool(row["correct"]), bool(new["correct"])) for row, new in zip(first, ordered, strict=True) if _graded(row) and _graded(new)
+    ]
     if graded:
         earlier, later = zip(*graded, strict=True)
         before["qa"], after["qa"] = wilson(sum(earlier), len(graded)), wilson(sum(later), len(graded))
