@@ -11,7 +11,7 @@ from stairstep.tasks.pretraining.exam import PARTS, open_exam
 from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
 from stairstep.tasks.pretraining.matching import matches
 from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, unworldly_name
-from stairstep.tasks.pretraining.samples import BLANK, drill, questions, share_of_one_look, transcriptions
+from stairstep.tasks.pretraining.samples import BLANK, drill, questions, transcriptions
 from stairstep.tasks.pretraining.settings import ReadingTaskSettings
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
 from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
@@ -36,7 +36,6 @@ def test_no_name_of_a_world_is_practised():
         ("one", set(PRETRAINING_FONTS[:1]), set(PRETRAINING_LAYOUTS[:1])),
         ("generic", set(PRETRAINING_FONTS), set(PRETRAINING_LAYOUTS)),
         ("world", set(WORLD_FONTS), {*WORLD_LAYOUTS, *SHIFTED_LAYOUTS}),
-        ("every", {*PRETRAINING_FONTS, *WORLD_FONTS}, {*PRETRAINING_LAYOUTS, *WORLD_LAYOUTS, *SHIFTED_LAYOUTS}),
     ],
 )
 def test_a_look_has_its_fonts_and_layouts(look, fonts, layouts):
@@ -76,8 +75,6 @@ def test_labels_agree_with_the_ink():
 
 def test_shares_go_over_equal_parts():
     assert [share_at((0.1, 0.2, 0.3), step, 9) for step in range(1, 10)] == [0.1] * 3 + [0.2] * 3 + [0.3] * 3
-    assert [share_of_one_look(0.1, progress) for progress in (0.01, 0.1, 0.2, 0.3, 0.9)] == pytest.approx([1, 1, 0.5, 0, 0])
-    assert share_of_one_look(0.0, 0.0) == 0
 
 
 def test_a_drill_tells_the_truth():

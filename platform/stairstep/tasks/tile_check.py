@@ -61,15 +61,18 @@ def check_tiles(
     if not recipe.data.check_tiles:
         return rows
     if workers.rank == 0:
-        # A tile is good under the limit that it was found good under.
-        good = TileIds(Path(recipe.run.root) / f"tiles-good-{recipe.tiles.max_image_pixels}.jsonl")
-        bad = find_bad_tiles(tiles_of(rows), reader, good, alive)
+        bad = find_bad_tiles(tiles_of(rows), reader, good_tiles(recipe), alive)
         if begun:
             bad = _as_begun(bad, read_quarantine(quarantine))
         _write(quarantine, bad)
         _judge(bad, recipe.data.max_quarantined, quarantine)
     workers.barrier()
     return without({Path(one.tile) for one in read_quarantine(quarantine)}, rows)
+
+
+def good_tiles(recipe: Recipe) -> TileIds:
+    """The tiles that were found good under the run root, under the limit on an image's pixels that they were found good under."""
+    return TileIds(Path(recipe.run.root) / f"tiles-good-{recipe.tiles.max_image_pixels}.jsonl")
 
 
 def tiles_of(rows: RetrievalRows) -> dict[Path, str]:

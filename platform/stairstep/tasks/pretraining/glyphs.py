@@ -70,10 +70,10 @@ def glyph_pages(rng: random.Random, count: int, look: Look) -> list[TilePage]:
     return pages[:count]
 
 
-def drawn(rng: random.Random, pages: Sequence[TilePage], inverted: float) -> tuple[Tensor, list[Drawing]]:
-    """Pages as pixels [n, 3, h, w], a share of them with inverted colours."""
+def drawn(pages: Sequence[TilePage]) -> tuple[Tensor, list[Drawing]]:
+    """Pages as pixels [n, 3, h, w], and as drawings."""
     drawings = [page.drawing() for page in pages]
-    return as_tensor([255 - one.pixels if rng.random() < inverted else one.pixels for one in drawings]), drawings
+    return as_tensor([one.pixels for one in drawings]), drawings
 
 
 class GlyphsTask(Pretraining):
@@ -104,7 +104,7 @@ class GlyphsTask(Pretraining):
         return self._pages(random.Random(f"glyphs/{self.seed}/{step}"), self.batch, look)
 
     def _pages(self, rng: random.Random, count: int, look: Look) -> Batch:
-        pixels, drawings = drawn(rng, glyph_pages(rng, count, look), self.settings.inverted)
+        pixels, drawings = drawn(glyph_pages(rng, count, look))
         return {"pixels": pixels, "labels": torch.from_numpy(np.stack([labels(one.characters) for one in drawings]))}
 
     def step(self, step: int) -> StepReport:

@@ -31,8 +31,6 @@ from .base import Pretraining, report_of
 from .exam import retrieval_scores
 from .glyphs import drawn
 from .pages import share_at, unworldly_name
-from .reading import answer_batch, answer_loss
-from .samples import transcriptions
 from .settings import MatchingTaskSettings
 
 if TYPE_CHECKING:
@@ -137,7 +135,7 @@ def _query(rng: random.Random, names: Sequence[str], qualifier: str, label: str)
 
 
 class MatchingTask(Pretraining):
-    """Trains the whole model as an encoder, and at transcription steps as a generator."""
+    """Trains the whole model as an encoder."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         assert isinstance(recipe.task, MatchingTaskSettings)
@@ -163,15 +161,13 @@ class MatchingTask(Pretraining):
         self.objective.clamp_()
 
     def make_batch(self, step: int) -> Batch:
-        """Queries with pages, with their text, or pages to transcribe."""
+        """Queries with pages, or with their text."""
         rng = random.Random(f"matching/{self.seed}/{step}")
-        if rng.random() < share_at(self.settings.transcription, step, self.steps):
-            return answer_batch(self.prompts, transcriptions(rng, max(1, self.batch // 2), "generic"))
         found = matches(rng, self.batch)
         batch: Batch = {"queries": [one.query for one in found], **self._texts("query", [one.query for one in found])}
         if rng.random() < share_at(self.settings.text, step, self.steps):
             return batch | self._texts("document", [one.passage for one in found])
-        return batch | {"pixels": drawn(rng, [one.page for one in found], self.settings.inverted)[0]}
+        return batch | {"pixels": drawn([one.page for one in found])[0]}
 
     def _texts(self, role: str, texts: Sequence[str]) -> Batch:
         rows = self.inputs.text_ids(texts, role)  # type: ignore[arg-type]
@@ -179,13 +175,9 @@ class MatchingTask(Pretraining):
         return {f"{role}_ids": batch.ids, f"{role}_positions": batch.positions, f"{role}_last": torch.tensor(batch.lengths) - 1}
 
     def step(self, step: int) -> StepReport:
-        """One batch: contrastive, or the transcription of pages."""
+        """One contrastive batch."""
         batch, waited = self.take(step)
         with self.computing():
-            if "targets" in batch:
-                loss, exact = answer_loss(self.model, batch, self.device)
-                loss.backward()
-                return StepReport(float(loss.detach()), {"exact": exact}, waited_s=waited)
             names = batch["queries"]
             queries = self._embed_texts(batch, "query")
             tiles = "pixels" in batch

@@ -18,7 +18,7 @@ from stairstep.tiny.words import pretraining_name, pretraining_word, year
 
 from .settings import Look
 
-_SIZES = {"one": (20,), "generic": (16, 18, 20), "world": (16, 18, 20), "every": (16, 18, 20)}
+_SIZES = {"one": (20,), "generic": (16, 18, 20), "world": (16, 18, 20)}
 MOST_LINES = 4
 _FEW = 2
 
@@ -39,14 +39,13 @@ def unworldly_name(rng: random.Random, longest: int = 7) -> str:
 
 
 WORLD = Manner(unworldly_name, WORLD_FONTS, WORLD_LAYOUTS, SHIFTED_LAYOUTS)
-EVERY = Manner(unworldly_name, (*WORLD_FONTS, *PRETRAINING_FONTS), (*WORLD_LAYOUTS, *PRETRAINING_LAYOUTS), SHIFTED_LAYOUTS)
 ONE = Manner(unworldly_name, PRETRAINING_FONTS[:1], PRETRAINING_LAYOUTS[:1], PRETRAINING_LAYOUTS[:1])
 GENERIC = Manner(unworldly_name, PRETRAINING_FONTS, PRETRAINING_LAYOUTS, PRETRAINING_LAYOUTS)
 
 
 def manner_of(look: Look) -> Manner:
     """Names, fonts and layouts of a look."""
-    return {"one": ONE, "generic": GENERIC, "world": WORLD, "every": EVERY}[look]
+    return {"one": ONE, "generic": GENERIC, "world": WORLD}[look]
 
 
 def word(rng: random.Random) -> str:

@@ -68,7 +68,7 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     images = [page.render() for page in practice.pages]
     pixels = as_tensor(images)
     pixels = torch.cat([pixels, torch.full_like(pixels[:1], 255)])  # the blank one is last, where index -1 finds it
-    texts = [prompts.text(one.question, len(one.tiles), one.system) for one in samples]
+    texts = [prompts.text(one.question, len(one.tiles)) for one in samples]
     sizes = [[_SIZE] * len(one.tiles) for one in samples]
     end = prompts.tokenizer.eos_token_id
     answers = prompts.tokenizer([one.answer for one in samples], add_special_tokens=False)["input_ids"]

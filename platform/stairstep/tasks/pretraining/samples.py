@@ -26,12 +26,11 @@ _BLANKS = 0.04
 
 @dataclass(frozen=True)
 class Sample:
-    """A question, the tiles that it is asked with (indices of pages, or BLANK), the right answer and the system message."""
+    """A question, the tiles that it is asked with (indices of pages, or BLANK), and the right answer."""
 
     question: str
     tiles: tuple[int, ...]
     answer: str
-    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,37 +78,27 @@ class Shelf:
 def drill(settings: ReadingTaskSettings, seed: int, step: int, steps: int, batch: int) -> Drill:
     """What a step of a run practises."""
     rng = random.Random(f"reading/{seed}/{step}")
-    look = "one" if rng.random() < share_of_one_look(settings.one_look, step / steps) else settings.look
+    look = settings.look
     if rng.random() < share_at(settings.transcription, step, steps):
         lines = int(share_at(settings.lines, step, steps))
         count = batch if lines <= _SHORT else max(1, batch // 2)
-        return transcriptions(rng, count, look, settings.meaningless, lines, settings.systems)
+        return transcriptions(rng, count, look, settings.meaningless, lines)
     most = int(share_at(settings.tiles, step, steps))
     tiles = 1 if most == 1 else rng.choice((1, *range(1, most + 1), most))
-    return questions(rng, look, batch, tiles, share_at(settings.unknown, step, steps), settings.systems)
+    return questions(rng, look, batch, tiles, share_at(settings.unknown, step, steps))
 
 
-def share_of_one_look(one_look: float, progress: float) -> float:
-    """The chance of a step with pages of one look: certain at first, then falling to nothing at three times as far.
-
-    On pages of many looks at once the language model never finds out where the next character stands; on one look it does at once, and
-    keeps it while the others come in."""
-    return min(1.0, max(0.0, 1.5 - progress / (2 * one_look))) if one_look else 0.0
-
-
-def transcriptions(
-    rng: random.Random, count: int, look: Look, meaningless: float = 0.5, lines: int = MOST_LINES, systems: Sequence[str] = ("",)
-) -> Drill:
+def transcriptions(rng: random.Random, count: int, look: Look, meaningless: float = 0.5, lines: int = MOST_LINES) -> Drill:
     """Pages to be read out whole: words without meaning, of which none can be guessed, and articles."""
     pages = [generic_page(rng, look, lines) for _ in range(round(count * meaningless))]
     library = Library(rng, 0.0, _SHIFT, manner_of(look))
     while len(pages) < count:
         pages += library.family(1)[0].pages
-    samples = [Sample(TRANSCRIBE, (index,), "\n".join(page.lines), rng.choice(list(systems))) for index, page in enumerate(pages[:count])]
+    samples = [Sample(TRANSCRIBE, (index,), "\n".join(page.lines)) for index, page in enumerate(pages[:count])]
     return Drill(tuple(pages[:count]), tuple(samples))
 
 
-def questions(rng: random.Random, look: Look, count: int, tiles: int, unknown: float, systems: Sequence[str] = ("",)) -> Drill:
+def questions(rng: random.Random, look: Look, count: int, tiles: int, unknown: float) -> Drill:
     """Questions about a few families, each with so many tiles."""
     library = Library(rng, _NEAR_DUPLICATES, _SHIFT, manner_of(look))
     families = max(3, count // _QUESTIONS_PER_FAMILY)
@@ -124,7 +113,7 @@ def questions(rng: random.Random, look: Look, count: int, tiles: int, unknown: f
         if known:
             chosen.append(shelf.tile(article, fact.chunk))
         rng.shuffle(chosen)
-        samples.append(Sample(asked.text, tuple(chosen), fact.value if known else UNKNOWN, rng.choice(list(systems))))
+        samples.append(Sample(asked.text, tuple(chosen), fact.value if known else UNKNOWN))
     return _pruned(shelf.pages, samples)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from stairstep.settings import SettingError, setting
 
-Look = Literal["one", "generic", "world", "every"]
+Look = Literal["one", "generic", "world"]
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,8 @@ class GlyphsTaskSettings:
 
     kind: Literal["glyphs"] = setting("glyphs", doc="The kind of task.")
     fresh: bool = setting(True, doc="Draw new weights from model.init_seed, also where the base has weights.")
-    look: Look = setting(
-        "generic", doc="Fonts and layouts of the pages: one of each, generic ones that no tinywiki world has, a world's own, or every one."
-    )
+    look: Look = setting("generic", doc="Fonts and layouts of the pages: one of each, generic ones that no tinywiki world has, a world's.")
     one_look: float = setting(0.25, doc="Share of the run, from its beginning, on pages of one look.", minimum=0, maximum=1)
-    inverted: float = setting(0.0, doc="Share of pages whose colours are inverted.", minimum=0, maximum=1)
     held_out: int = setting(128, doc="Pages of each look at the task's own score.", minimum=1)
     workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
 
@@ -30,22 +27,14 @@ class ReadingTaskSettings:
     """The whole model learns to transcribe pages and to answer questions from one to three tiles, or to say that it does not know."""
 
     kind: Literal["reading"] = setting("reading", doc="The kind of task.")
-    look: Look = setting(
-        "world", doc="Fonts and layouts of the pages: one of each, generic ones that no tinywiki world has, a world's own, or every one."
-    )
-    one_look: float = setting(
-        0.1,
-        doc="Share of the run, from its beginning, on pages of one look; over twice as long again the other looks come in step by step.",
-        minimum=0,
-        maximum=1,
-    )
+    look: Look = setting("world", doc="Fonts and layouts of the pages: one of each, generic ones that no tinywiki world has, a world's.")
     transcription: tuple[float, ...] = setting(
         (0.7, 0.4, 0.2, 0.1),
         doc="Shares of transcription steps over equal parts of the run; the others ask questions.",
         minimum=0,
         maximum=1,
     )
-    lines: tuple[int, ...] = setting((6,), doc="Most lines of a page without meaning, over equal parts of the run.", minimum=1)
+    lines: tuple[int, ...] = setting((4,), doc="Most lines of a page without meaning, over equal parts of the run.", minimum=1)
     meaningless: float = setting(0.5, doc="Share of the pages to be transcribed that are words without meaning.", minimum=0, maximum=1)
     train_tower: bool = setting(True, doc="Train the vision tower too; false: it stays as the stage before left it.")
     tiles: tuple[int, ...] = setting((1, 1, 3, 3), doc="Most tiles of a question over equal parts of the run.", minimum=1, maximum=3)
@@ -55,14 +44,13 @@ class ReadingTaskSettings:
         minimum=0,
         maximum=1,
     )
-    systems: tuple[str, ...] = setting(("",), doc="System messages, one of which each prompt has; an empty one is left out.")
     exam_seed: int = setting(900_000, doc="Seed of the tinywiki world whose questions measure the task.", minimum=0)
     held_out: int = setting(300, doc="Questions of each look at the task's own score.", minimum=1)
     workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
 
     def check(self) -> None:
         """Every part of the run is said."""
-        for name in ("transcription", "lines", "tiles", "unknown", "systems"):
+        for name in ("transcription", "lines", "tiles", "unknown"):
             if not getattr(self, name):
                 raise SettingError(name, "expected at least one value, found none")
 
@@ -72,15 +60,11 @@ class MatchingTaskSettings:
     """The whole model learns to embed a page near the words that are on it: contrastive, on generic rendered text."""
 
     kind: Literal["matching"] = setting("matching", doc="The kind of task.")
-    inverted: float = setting(0.0, doc="Share of pages whose colours are inverted.", minimum=0, maximum=1)
     text: tuple[float, ...] = setting(
         (0.5, 0.25, 0.25, 0.25),
         doc="Shares of steps whose documents are the pages' text, over equal parts of the run.",
         minimum=0,
         maximum=1,
-    )
-    transcription: tuple[float, ...] = setting(
-        (0.0,), doc="Shares of transcription steps, over equal parts of the run.", minimum=0, maximum=1
     )
     exam_seed: int = setting(900_000, doc="Seed of the tinywiki world whose questions measure the task.", minimum=0)
     held_out: int = setting(300, doc="Questions of each look at the task's own score.", minimum=1)
@@ -88,6 +72,5 @@ class MatchingTaskSettings:
 
     def check(self) -> None:
         """Every part of the run is said."""
-        for name in ("text", "transcription"):
-            if not getattr(self, name):
-                raise SettingError(name, "expected at least one value, found none")
+        if not self.text:
+            raise SettingError("text", "expected at least one value, found none")
