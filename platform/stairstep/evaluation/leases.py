@@ -1,7 +1,7 @@
 """Leases: the right to ask for one thing, held by one asker at a time on any number of machines, and lost by whoever dies.
 
-A lease is a small file made by exclusive creation; it names its holder and carries a token that is never used twice. While it is held, a
-thread renews its modification time. It has died when its process is gone (seen on the same machine), when its time is more than `lease_s`
+A lease is a small file that only one can make; it names its holder and carries a token that is never used twice. While it is held, a
+thread renews its modification time. It has died when its process is gone (seen on the same machine), when its time is further
 behind the file system's own clock (read off a file touched there: clocks of machines may differ), or when somebody has watched it for that
 long and nothing moved. A dead lease is never removed by those who wait, since a slow one would then remove its successor: they create the
 file that is named by the dead one's token, which one of them can do, and that file is the next lease. Whoever gives up a lease removes the
@@ -14,9 +14,11 @@ way that lets only the first through.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
+import re
 import secrets
 import threading
 import time
@@ -30,7 +32,9 @@ _log = logging.getLogger(__name__)
 _SUFFIX = ".lease"
 _RENEWALS = 4  # in each lease_s: three may come late before the lease is lost
 _CLOCK_S = 30.0
+_LEASE = re.compile(r"(?P<host>\w+) (?P<pid>\d{1,9}) (?P<space>\S+) (?P<token>[0-9a-z]+) (?P<lease_s>\d+\.\d+)\n", re.ASCII)
 _LITTER_S = 3600.0
+NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what says that there are no hard links
 
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # a laptop's sleep counts, where the system can tell
@@ -62,6 +66,7 @@ class _Seen:
     pid: int
     space: str
     token: str
+    lease_s: float  # without renewal it is dead after this
     time_ns: int
 
     @property
@@ -82,10 +87,17 @@ def _look(path: Path) -> _Seen | None:
         time_ns = os.fstat(descriptor).st_mtime_ns
     finally:
         os.close(descriptor)
-    parts = text.split()
-    if not text.endswith("\n") or len(parts) != 4 or not parts[1].isdecimal() or not parts[3].isalnum():
-        return _Seen("", 0, "-", "", time_ns)
-    return _Seen(parts[0], int(parts[1]), parts[2], parts[3], time_ns)
+    found = _LEASE.fullmatch(text)
+    if found is None:
+        return _Seen("", 0, "-", "", 0.0, time_ns)
+    return _Seen(found["host"], int(found["pid"]), found["space"], found["token"], float(found["lease_s"]), time_ns)
+
+
+def write_new(path: Path, text: bytes) -> None:
+    """Make a file that must not be there yet; closing it sends it to the server."""
+    with open(path, "xb", buffering=0) as file:
+        if file.write(text) != len(text):
+            raise OSError(errno.ENOSPC, "only a part could be written; is the disk full?")
 
 
 class FolderClock:
@@ -172,26 +184,31 @@ class Leases:
 
     def create(self, path: Path) -> str | None:
         """Make a lease's file; its token, or None where there is such a file already."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        token = secrets.token_hex(8)
+        text = f"{host_name()} {os.getpid()} {_process_space()} {token} {self.lease_s:.6f}\n".encode("ascii")
         try:
-            descriptor = os.open(path, flags, 0o666)
-        except FileExistsError:
-            return None
+            self._write(path, text)
         except FileNotFoundError:  # somebody has cleared the folder away
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(path, flags, 0o666)
-            except FileExistsError:
-                return None
-        token = secrets.token_hex(8)
-        try:
-            os.write(descriptor, f"{host_name()} {os.getpid()} {_process_space()} {token}\n".encode("ascii"))
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)  # closing sends it to the server
+            self._write(path, text)
+        except FileExistsError:
+            # A network file system may repeat a call whose answer was lost, and then say that there is one: ours.
+            seen = _look(path)
+            return token if seen is not None and seen.token == token else None
         return token
+
+    def _write(self, path: Path, text: bytes) -> None:
+        """Make a file that was not there, with its content in one instant where there are hard links."""
+        temporary = temporary_name(path)
+        try:
+            write_new(temporary, text)
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            write_new(path, text)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def successor(self, first: Path, token: str) -> Path:
         """The file of the lease that follows a dead one in the chain that starts at `first`."""
@@ -225,11 +242,17 @@ class Leases:
                 lease.renew()
 
     def sweep(self) -> None:
-        """Remove leases that have been dead for long and that nobody came to take over."""
+        """Remove leases that are dead and that nobody came to take over."""
         now = self.clock.now_ns()
-        for path in self.folder.glob(f"*{_SUFFIX}"):
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            name = path.name.removesuffix(_SUFFIX)
             with contextlib.suppress(OSError):  # another user's file, or one that another process removes now
-                if now - path.stat().st_mtime_ns > 1e9 * max(_LITTER_S, _RENEWALS * self.lease_s):
+                if "." not in name:
+                    lease = self.attempt(name).take()
+                    if lease is not None:
+                        with lease:
+                            pass
+                elif now - path.stat().st_mtime_ns > 1e9 * max(_LITTER_S, _RENEWALS * self.lease_s):
                     path.unlink()
 
 
@@ -246,11 +269,13 @@ class Attempt:
         chain: list[tuple[Path, str]] = []
         path = self._first
         while True:
-            token = self._leases.create(path)
-            if token is not None:
-                break
             seen = _look(path)
-            if seen is None or self._lives(path, seen):
+            if seen is None:
+                token = self._leases.create(path)
+                if token is None:
+                    return None
+                break
+            if self._lives(path, seen):
                 return None
             chain.append((path, seen.token))
             path = self._leases.successor(self._first, seen.token)
@@ -269,13 +294,12 @@ class Attempt:
     def _lives(self, path: Path, seen: _Seen) -> bool:
         if seen.holder_is_gone:
             return False
-        lease_ns = self._leases.lease_s * 1e9
-        # One without a holder is being written just now, and its time may not be set yet: that one is only watched.
-        if seen.token and self._leases.clock.now_ns() - seen.time_ns > lease_ns:
+        # One without a holder is being written just now (no hard links), and its time may not be set yet: it is only watched.
+        if seen.token and self._leases.clock.now_ns() - seen.time_ns > 1e9 * seen.lease_s:
             return False
         now = _elapsed()
         token, time_ns, since = self._watched.get(path, ("", 0, now))
         if (token, time_ns) != (seen.token, seen.time_ns):
             since = now
         self._watched[path] = (seen.token, seen.time_ns, since)
-        return now - since <= 1.25 * self._leases.lease_s
+        return now - since <= 1.25 * (seen.lease_s or self._leases.lease_s)

@@ -35,7 +35,7 @@ from stairstep.records.files import temporary_name
 from stairstep.records.folders import sweep
 from stairstep.settings import InputError
 
-from .leases import Attempt, Leases
+from .leases import NO_LINKS, Attempt, Leases, write_new
 
 _log = logging.getLogger(__name__)
 _KIND = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -43,7 +43,6 @@ _IN_FLIGHT = ".in_flight"
 _LEASE_S = 30.0
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.25
-_NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _SUM = b',\n"sha256": "'
 _END = b'"\n}\n'
 _SUM_BYTES = len(_SUM) + 64 + len(_END)
@@ -239,15 +238,13 @@ class Ledger:
     def _place(self, request: _Request, text: bytes) -> dict[str, Any]:
         temporary = temporary_name(self._in_flight / request.path.name)
         try:
-            with open(temporary, "xb", buffering=0) as file:
-                if file.write(text) != len(text):
-                    raise OSError(errno.ENOSPC, "only a part could be written; is the disk full?")
+            write_new(temporary, text)
             try:
                 os.link(temporary, request.path)
             except FileExistsError:
                 pass
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in NO_LINKS:
                     raise
             else:
                 return request.value(text)
