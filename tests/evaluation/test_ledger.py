@@ -643,11 +643,11 @@ def _value(number: int, by: str) -> dict[str, Any]:
 
 
 def _work(folder: Path, logs: Path, worker: int, numbers: int, ask_s: float) -> None:
-    """Want most of the keys in an own order; note whom one asks before, and what one got after."""
+    """Want half of the keys in an own order; note whom one asks before, and what one got after."""
     chance = random.Random(f"{worker} {os.getpid()}")
     by = f"{worker}-{os.getpid()}"
     ledger = Ledger(folder, lease_s=60.0)
-    wanted = [number for number in range(numbers) if (number + worker) % 4]
+    wanted = [number for number in range(numbers) if (number + worker) % 2]
     chance.shuffle(wanted)
     # The first tenth is everybody's at the same moment.
     wanted = [*range(numbers // 10), *wanted]
@@ -730,14 +730,14 @@ def _kill_and_compare(folder: Path, workers: int, numbers: int, kills: int, paus
 def test_killed_writers_lose_tear_and_double_nothing(tmp_path, caplog):
     told = _kill_and_compare(tmp_path, workers=6, numbers=400, kills=8, pause_s=0.08, ask_s=0.008)
     assert told.kills == 8, "the workers were done before all kills: the test shows too little"
-    assert told.got > 1200
+    assert told.got > 1000
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.soak
 def test_sixteen_writers_of_ten_thousand_entries_some_killed(tmp_path, caplog):
-    told = _kill_and_compare(tmp_path, workers=16, numbers=10_000, kills=40, pause_s=0.5, ask_s=0.002)
+    told = _kill_and_compare(tmp_path, workers=16, numbers=10_000, kills=30, pause_s=0.5, ask_s=0.002)
     print(f"{told.kills} kills, {told.got} calls answered, {told.again} asked again after a death")
-    assert told.kills == 40
-    assert told.got > 100_000
+    assert told.kills == 30
+    assert told.got > 90_000
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

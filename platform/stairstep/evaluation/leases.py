@@ -1,11 +1,12 @@
 """Leases: the right to ask for one thing, held by one asker at a time on any number of machines, and lost by whoever dies.
 
-A lease is a small file that only one can make; it names its holder and carries a token that is never used twice. While it is held, a
-thread renews its modification time. It has died when its process is gone (seen on the same machine), when its time is further
-behind the file system's own clock (read off a file touched there: clocks of machines may differ), or when somebody has watched it for that
-long and nothing moved. A dead lease is never removed by those who wait, since a slow one would then remove its successor: they create the
-file that is named by the dead one's token, which one of them can do, and that file is the next lease. Whoever gives up a lease removes the
-first file of such a chain before the others; a successor counts only while the first file is still the one that was judged.
+A lease is a small file that only one can make; it names its holder, for how long it is good, and a token that is never used twice. While it
+is held, a thread renews its modification time. It has died when its process is gone (seen on the same machine), when its time is longer ago
+than it is good for, by the file system's own clock (read off a file touched there: clocks of machines may differ), or when somebody has
+watched it for longer than that and nothing moved. A dead lease is never removed by those who wait, since a slow one would then remove its
+successor: they create the file that is named by the dead one's token, which one of them can do, and that file is the next lease. Whoever
+gives up a lease removes the first file of such a chain before the others; a successor counts only while the first file is still the one
+that was judged.
 
 Losing a lease to a stall longer than `lease_s` costs a second asking and nothing else: whoever uses leases commits what was asked in a
 way that lets only the first through.
@@ -35,8 +36,6 @@ _CLOCK_S = 30.0
 _LEASE = re.compile(r"(?P<host>\w+) (?P<pid>\d{1,9}) (?P<space>\S+) (?P<token>[0-9a-z]+) (?P<lease_s>\d+\.\d+)\n", re.ASCII)
 _LITTER_S = 3600.0
 NO_LINKS = {errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what says that there are no hard links
-
-
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # a laptop's sleep counts, where the system can tell
 
 
