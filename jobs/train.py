@@ -3,6 +3,7 @@
 python -m jobs.train recipes/tinywiki.yaml                       train, or resume
 python -m jobs.train recipes/tinywiki.yaml optim.steps=20        with overrides
 python -m jobs.train recipes/v8r.yaml --show                     print the resolved recipe
+python -m jobs.train recipes/v8r.yaml --no-preflight             without the quick checks (python -m jobs.doctor makes all of them)
 python -m jobs.train recipes/v8r.yaml --dry-run                  build the model without weights or network, print what is trained
 """
 
@@ -46,17 +47,22 @@ def main(arguments: list[str]) -> int:
     made = parser(__doc__ or "")
     made.add_argument("--show", action="store_true", help="print the recipe with everything that it extends, and stop")
     made.add_argument("--dry-run", action="store_true", help="print the trained parameters, and stop")
+    made.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
     options, recipe = parse(made, arguments)
     if options.show:
         print(to_yaml(recipe), end="")
         return 0
     if options.dry_run:
         return dry_run(recipe)
+    from stairstep.tasks.doctor import preflight
     from stairstep.tasks.resolve import resolve
     from stairstep.tasks.run import outcome_line
 
     logging_setup()
-    print(outcome_line(train_recipe(resolve(recipe))))
+    recipe = resolve(recipe)
+    if not options.no_preflight:
+        preflight(recipe)
+    print(outcome_line(train_recipe(recipe)))
     return 0
 
 

@@ -139,8 +139,8 @@ def tiles(patient: Patient) -> Answer:
     accepted = recipe.data.max_quarantined
     listed = [f"  {one.reason} (named by {one.where})" for one in wrong[:_SHOWN]]
     if len(wrong) > accepted:
-        said = "\n".join([f"{len(wrong)} of {len(named):,} tiles cannot be used, data.max_quarantined accepts {accepted or 'none'}:", *listed])
-        return bad(said, f"mend or remove them, or go without them by data.max_quarantined={len(wrong)}")
+        head = f"{len(wrong)} of {len(named):,} tiles cannot be used, data.max_quarantined accepts {accepted or 'none'}:"
+        return bad("\n".join([head, *listed]), f"mend or remove them, or go without them by data.max_quarantined={len(wrong)}")
     quarantined = f", {len(wrong)} bad ones accepted" if wrong else ""
     return good(f"all {len(named):,} decoded, now or before{quarantined}{_size_said(patient)}")
 

@@ -117,4 +117,3 @@ def hub_folder(name: str, revision: str | None) -> Path | None:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(SAFE_FILES), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, ValueError, OSError):
         return None
-
