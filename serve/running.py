@@ -1,0 +1,97 @@
+"""Running the reader app for the length of a job or a test: on the Ray that this process is connected to, taken down afterwards."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.schema import LoggingConfig
+
+from stairstep.settings import InputError, UnreachableError
+
+from .front import read_key
+from .settings import ReaderAppSettings, check_host
+
+APP = "reader"
+SHUTDOWN_S = 30.0
+
+
+@contextmanager
+def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+    """Run the reader and give its base URL (`http://127.0.0.1:PORT/v1`); `port` 0 is a free one. Needs `ray.init` before."""
+    from .reader import build
+
+    settings = settings or ReaderAppSettings()
+    check_host(settings, host)
+    if not ray.is_initialized():
+        raise InputError("the reader needs a Ray: connect first, for example `with stairstep.cluster.ray_session(None):`")
+    read_key(settings.key_env)  # here as well: a missing key is told before anything starts
+    port = port or _free_port(host)
+    ours = _start(host, port, settings.limits.timeout_s)
+    try:
+        try:
+            serve.run(build(settings), name=APP, route_prefix="/", logging_config=_quiet())
+        except RuntimeError as error:
+            raise UnreachableError(f"the reader did not start: {_reason(str(error))}") from None
+        yield f"http://{_reachable(host)}:{port}/v1"
+    finally:
+        if ours:
+            _end()
+        else:
+            serve.delete(APP)
+
+
+def _quiet() -> LoggingConfig:
+    return LoggingConfig(enable_access_log=False)
+
+
+def _start(host: str, port: int, timeout_s: float) -> bool:
+    """Whether Serve was started here; one that runs already is used if it listens where it should."""
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None:
+        there = running.http_config
+        if (there.host, there.port) != (host, port):
+            raise InputError(f"Serve runs on this cluster already and listens at {there.host}:{there.port}; say host and port like that")
+        return False
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    options = HTTPOptions(host=host, port=port, request_timeout_s=timeout_s + 10)
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=_quiet())
+    return True
+
+
+def _end() -> None:
+    """Take down Serve. Its own shutdown asks the controller with retries, and Ray then complains in the terminal that it is gone."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is not None:
+        with suppress(RayActorError, GetTimeoutError):
+            ray.get(client._controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=SHUTDOWN_S)
+    serve.shutdown()
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _reachable(host: str) -> str:
+    """The address by which this machine reaches a server that listens at `host`."""
+    found = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{found}]" if ":" in found else found
+
+
+def _reason(message: str) -> str:
+    """Why a replica could not be made: the last line of its traceback, which Serve keeps in the deployment's status."""
+    app = serve.status().applications.get(APP)
+    told = [one.message for one in app.deployments.values() if one.message] if app else []
+    raised = [line for text in told for line in text.splitlines() if re.match(r"[\w.]+(Error|Exception)\b.*: ", line)]
+    return re.sub(r"^[\w.]*\.", "", raised[-1]) if raised else message.strip().splitlines()[-1]

@@ -1,0 +1,202 @@
+"""The reader under Ray Serve: its answers are those of the reader in process, also after a replica was killed; key and queue hold."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))  # serve_requests.py
+
+QUEUE = 3
+LONG = 700  # tokens: seconds
+KEY = "READER_TEST_KEY"
+
+
+@pytest.fixture(scope="module")
+def reader(ray_here, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """Two replicas behind a key, on a random port."""
+    from serve.reader import serving
+    from serve.settings import LimitSettings, ReaderAppSettings, ReplicaSettings, TransformersSettings
+    from serve_requests import write_reader
+
+    home = tmp_path_factory.mktemp("serve")
+    folder = write_reader(home / "base")
+    key = secrets.token_hex(16)
+    (home / "key").write_text(f"{key}\n")
+    settings = ReaderAppSettings(
+        engine=TransformersSettings(model=str(folder), cpus=0.1),
+        name="micro",
+        key_env=KEY,
+        limits=LimitSettings(queue=QUEUE),
+        replicas=ReplicaSettings(min=2, max=2),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(f"{KEY}_FILE", str(home / "key"))
+        with serving(settings) as base_url, httpx.Client(base_url=base_url, timeout=120, trust_env=False) as client:
+            client.headers["Authorization"] = f"Bearer {key}"
+            yield SimpleNamespace(client=client, url=base_url, folder=folder, key=key)
+
+
+@pytest.fixture(scope="module")
+def in_process(reader):
+    """Answers of the reader in this process, from image files."""
+    from stairstep.models.reading import load_reader
+    from stairstep.tiles import decode_image
+
+    made = load_reader(reader.folder, batch=1)
+
+    def answer(question: str, images: list[bytes], tokens: int = 12, system: str = "") -> str:
+        made.max_new_tokens, made.system = tokens, system
+        return made.answer(question, [decode_image(one, "page", 10**7).contiguous() for one in images])
+
+    return answer
+
+
+def post(reader, body, **more) -> httpx.Response:
+    return reader.client.post("/chat/completions", json=body, **more)
+
+
+def content(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["message"]["content"]
+
+
+def replicas() -> list[psutil.Process]:
+    """The living replicas of the Ray that this process started."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        try:
+            title = (one.cmdline() or [""])[0]
+            if title.startswith("ray::ServeReplica:reader:Reader") and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_it_listens_on_this_machine_alone(reader):
+    port = httpx.URL(reader.url).port
+    addresses = {one.laddr.ip for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port}
+    assert addresses == {"127.0.0.1"}
+
+
+def test_models_are_listed(reader):
+    body = reader.client.get("/models").json()
+    assert [one["id"] for one in body["data"]] == ["micro"]
+    assert reader.client.get("/models/micro").json()["id"] == "micro"
+    assert reader.client.get("/models/other").status_code == 404
+
+
+def test_answers_are_those_of_the_reader_in_process(reader, in_process):
+    from serve_requests import ask, page
+
+    asked = [(f"Who is number {index}?", [page(index + one) for one in range(index % 4)], "Be brief." * (index % 2)) for index in range(10)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda one: post(reader, ask("micro", one[0], one[1], system=one[2])), asked))
+    assert [content(one) for one in got] == [in_process(*one[:2], system=one[2]) for one in asked]
+    assert len({content(one) for one in got}) > 7, "the answers must differ"
+    usage = got[3].json()["usage"]
+    assert usage["completion_tokens"] == 12
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 12
+
+
+def test_three_pages_of_the_original_size(reader, in_process):
+    from serve_requests import ask, page
+
+    pages = [page(one, 1024, 875) for one in range(3)]
+    response = post(reader, ask("micro", "Who?", pages))
+    assert response.json()["usage"]["prompt_tokens"] > 3 * 32 * 27
+    assert Image.open(io.BytesIO(pages[0])).size == (875, 1024)
+    from stairstep.tiles import TileSettings, decode_image, resize
+
+    tiles = [resize(decode_image(one, "page", 10**7), TileSettings().geometry()) for one in pages]
+    from stairstep.models.reading import load_reader
+
+    assert content(response) == load_reader(reader.folder, max_new_tokens=12).answer("Who?", tiles)
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Basic {key}", "{key}", "Bearer {key}x"])
+def test_without_the_key_nothing_is_answered(reader, header):
+    from serve_requests import ask
+
+    headers = {"Authorization": header.format(key=reader.key)} if header else {}
+    for path, body in (("/models", None), ("/chat/completions", ask("micro", "Who?", []))):
+        response = httpx.request("POST" if body else "GET", reader.url + path, json=body, headers=headers, timeout=60, trust_env=False)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_the_key_is_in_no_file_of_ray_and_in_no_metadata(reader):
+    import ray
+    from ray import serve
+
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    read = [path for path in session.rglob("*") if path.is_file() and path.stat().st_size < 50_000_000]
+    assert len(read) > 20
+    assert [str(path) for path in read if reader.key.encode() in path.read_bytes()] == []
+    assert reader.key not in str(serve.status())
+    assert reader.key not in str(ray.get_runtime_context().runtime_env)
+
+
+def test_past_the_bound_of_the_queue_it_says_when_to_come_back(reader, in_process):
+    from serve_requests import ask, page
+
+    count = 4 * QUEUE
+    asked = [(f"Where is {index}?", [page(index)]) for index in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        got = list(pool.map(lambda one: post(reader, ask("micro", *one, max_tokens=150)), asked))
+    refused = [one for one in got if one.status_code == 429]
+    assert refused
+    assert len(refused) < count
+    for one in refused:
+        assert int(one.headers["Retry-After"]) >= 1
+        assert one.json()["error"]["code"] == "queue_full"
+    served = [(one, question) for one, question in zip(got, asked, strict=True) if one.status_code != 429]
+    assert [content(one) for one, _ in served[:3]] == [in_process(*question, tokens=150) for _, question in served[:3]]
+
+
+def test_a_killed_replica_costs_its_requests_one_more_try(reader, in_process):
+    from serve_requests import ask, page
+
+    before = replicas()
+    assert len(before) == 2
+    asked = [(f"Why {index}?", [page(index)]) for index in range(4)]
+
+    def once(one) -> httpx.Response | None:
+        try:
+            return post(reader, ask("micro", *one, max_tokens=LONG))
+        except httpx.TransportError:
+            return None
+
+    with ThreadPoolExecutor(4) as pool:
+        first = [pool.submit(once, one) for one in asked]
+        time.sleep(1.0)
+        assert not any(one.done() for one in first), "the requests must be in flight"
+        before[0].kill()
+        ended = [one.result() for one in first]
+        lost = [one is None or one.status_code >= 500 for one in ended]
+        assert 0 < sum(lost) < 4, [one if one is None else one.status_code for one in ended]
+        assert [one.status_code for one, gone in zip(ended, lost, strict=True) if not gone] == [200] * (4 - sum(lost))
+        retried = [once(question) if gone else one for question, one, gone in zip(asked, ended, lost, strict=True)]
+    assert [content(one) for one in retried] == [in_process(*question, tokens=LONG) for question in asked]
+
+
+def test_a_second_app_elsewhere_is_told_that_serve_runs_already(reader):
+    from serve.reader import serving
+
+    from stairstep.settings import InputError
+
+    with pytest.raises(InputError, match="listens at 127"), serving(port=1):
+        pass
+    assert reader.client.get("/models").status_code == 200, "what runs is left alone"
