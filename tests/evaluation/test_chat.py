@@ -38,9 +38,28 @@ def server() -> Iterator[EvaluationServer]:
         yield one
 
 
+class Clock:
+    """The client's clock, which stands still until it is set; pauses still take their real time."""
+
+    time = staticmethod(time.time)
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr("stairstep.evaluation.chat.time", one)
+    return one
+
+
 def client(server: EvaluationServer | str, who: str = "grader", **settings) -> ChatClient:
     url = server if isinstance(server, str) else server.url
-    quick = {"backoff_s": 0.01, "timeout_s": 5.0, "patience_s": 0.0, "breaker": 1000, "probe_s": 60.0}
+    quick = {"backoff_s": 0.01, "timeout_s": 30.0, "patience_s": 0.0, "breaker": 1000, "probe_s": 60.0}
     return ChatClient(EndpointSettings("some-model", url, **{**quick, **settings}), who)
 
 
@@ -127,8 +146,8 @@ PASSING = {
     "500": status(500, "oops"),
     "502 in HTML": body(b"<html><h1>Bad Gateway</h1></html>", 502, "text/html"),
     "503": status(503, "no replica"),
-    "a hang": hang(5.0),
-    "drops of white space": drip(5.0),
+    "a hang": hang(30.0),
+    "drops of white space": drip(30.0),
     "no word": lost(),
     "a reset": reset(),
     "half a reply": cut(),
@@ -149,18 +168,22 @@ PASSING = {
 }
 
 
+SHORT = {"a hang": 1.0, "drops of white space": 1.0}  # seconds after which a reply is given up; a busy machine needs more for the others
+
+
 @pytest.mark.parametrize("name", PASSING)
 def test_what_passes_is_asked_again(server, name):
-    one = client(server, attempts=3, timeout_s=0.4)
-    server.next(PASSING[name], PASSING[name])
+    one = client(server, attempts=3, timeout_s=SHORT.get(name, 30.0))
+    failures = 1 if name in SHORT else 2
+    server.next(*[PASSING[name]] * failures)
     assert ask(one).text == "an answer"
-    assert one.calls == len(server.received) == 3
+    assert one.calls == len(server.received) == failures + 1
     assert one.outage is None
 
 
 @pytest.mark.parametrize("name", PASSING)
 def test_what_does_not_pass_is_given_up_after_bounded_attempts(server, name):
-    one = client(server, attempts=2, timeout_s=0.3)
+    one = client(server, attempts=2, timeout_s=SHORT.get(name, 30.0))
     server.chance = lambda request: PASSING[name]
     error = failure(one)
     assert one.calls == len(server.received) == 2
@@ -185,8 +208,8 @@ def test_retry_after_is_honoured(server):
     server.next(status(429, "slow down", retry_after="0.4"), status(503, "starting", retry_after_ms="300"))
     ask(one)
     first, second, third = (request.at for request in server.received)
-    assert 0.4 <= second - first < 2.0
-    assert 0.3 <= third - second < 2.0
+    assert 0.4 <= second - first < 20
+    assert 0.3 <= third - second < 20
 
 
 def test_a_wait_longer_than_a_request_may_take_is_not_waited(server):
@@ -194,7 +217,7 @@ def test_a_wait_longer_than_a_request_may_take_is_not_waited(server):
     server.next(status(429, "come tomorrow", retry_after="86400"))
     error = failure(client(server))
     assert error.kind == "limited" and "asks to wait 86400 s" in error.reason
-    assert time.monotonic() - started < 3 and len(server.received) == 1
+    assert time.monotonic() - started < 20 and len(server.received) == 1
 
 
 def test_ways_to_say_retry_after():
@@ -297,7 +320,7 @@ def test_a_dead_server_is_told_once_for_400_questions(caplog):
     started = time.monotonic()
     with caplog.at_level(logging.DEBUG, logger=LOG), ThreadPoolExecutor(16) as pool:
         errors = list(pool.map(question, range(400)))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     told = [record for record in caplog.records if record.levelno >= logging.INFO]
     assert len(told) == 1
     message = told[0].getMessage()
@@ -308,26 +331,29 @@ def test_a_dead_server_is_told_once_for_400_questions(caplog):
     assert one.calls < 100, "most questions fail without a request"
 
 
-def test_a_burst_of_failures_shorter_than_the_patience_is_no_outage(server):
-    one = client(server, breaker=3, patience_s=30.0, attempts=20)
-    server.next(*[lost()] * 10)
+def test_a_burst_of_failures_shorter_than_the_patience_is_no_outage(server, clock):
+    one = client(server, breaker=3, patience_s=30.0, attempts=10)
+    server.next(*[lost()] * 9)
     assert ask(one).text == "an answer"
     assert one.outage is None
+    server.next(*[lost()] * 12)
+    assert failure(one).kind == "lost" and one.outage is None
+    clock.now += 31
+    assert failure(one).kind == "outage" and "11 failures in a row over 31 s" in one.outage
 
 
-def test_a_probe_ends_an_outage(server, caplog):
-    one = client(server, breaker=2, attempts=2, probe_s=0.3)
+def test_a_probe_ends_an_outage(server, clock, caplog):
+    one = client(server, breaker=2, attempts=2, probe_s=60.0)
     server.chance = lambda request: status(500, "down")
     with caplog.at_level(logging.WARNING, logger=LOG):
         failure(one)
-        assert one.outage is not None
-        count = len(server.received)
-        assert failure(one).kind == "outage" and len(server.received) == count, "no request"
-        time.sleep(0.35)
-        assert failure(one).kind == "outage" and len(server.received) == count + 1, "one request, and it is not repeated"
-        assert failure(one).kind == "outage" and len(server.received) == count + 1
+        assert one.outage is not None and len(server.received) == 2
+        assert failure(one).kind == "outage" and len(server.received) == 2, "no request"
+        clock.now += 61
+        assert failure(one).kind == "outage" and len(server.received) == 3, "one request, and it is not repeated"
+        assert failure(one).kind == "outage" and len(server.received) == 3
         server.chance = lambda request: None
-        time.sleep(0.35)
+        clock.now += 61
         assert ask(one).text == "an answer"
         assert one.outage is None
         assert ask(one).text == "an answer"
@@ -335,12 +361,12 @@ def test_a_probe_ends_an_outage(server, caplog):
     assert "answers again" in caplog.records[1].getMessage()
 
 
-def test_one_probe_at_a_time(server):
-    one = client(server, breaker=1, attempts=1, probe_s=0.1, concurrency=8)
+def test_one_probe_at_a_time(server, clock):
+    one = client(server, breaker=1, attempts=1, probe_s=60.0, concurrency=8)
     server.next(status(500, "down"))
     failure(one)
-    time.sleep(0.15)
-    server.next(hang(0.5))
+    clock.now += 61
+    server.next(hang(1.0))
     with ThreadPoolExecutor(8) as pool:
         kinds = [error.kind for error in pool.map(lambda _: failure(one), range(8))]
     assert kinds == ["outage"] * 8
@@ -349,12 +375,12 @@ def test_one_probe_at_a_time(server):
 
 def test_questions_that_wait_for_another_attempt_learn_of_an_outage(server):
     """Not each of them sleeps to the end of its own pauses."""
-    one = client(server, breaker=8, attempts=6, backoff_s=5.0, concurrency=8)
+    one = client(server, breaker=8, attempts=6, backoff_s=60.0, concurrency=8)
     server.chance = lambda request: status(500, "down")
     started = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         kinds = {error.kind for error in pool.map(lambda _: failure(one), range(8))}
-    assert kinds == {"outage"} and time.monotonic() - started < 4
+    assert kinds == {"outage"} and time.monotonic() - started < 25
 
 
 def test_storms_of_429_end_in_replies(server):
@@ -395,12 +421,12 @@ def test_no_more_requests_at_once_than_allowed(server):
     assert server.most_at_once == 3
 
 
-def test_slots_and_probes_are_given_back_whatever_happens(server, monkeypatch):
+def test_slots_and_probes_are_given_back_whatever_happens(server, clock, monkeypatch):
     """Also by an exception that nobody foresaw."""
-    one = client(server, concurrency=1, breaker=1, attempts=1, probe_s=0.01)
+    one = client(server, concurrency=1, breaker=1, attempts=1, probe_s=60.0)
     server.next(status(500, "down"))
     failure(one)
-    time.sleep(0.02)
+    clock.now += 61
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -411,7 +437,7 @@ def test_slots_and_probes_are_given_back_whatever_happens(server, monkeypatch):
             ask(one)
     done = threading.Thread(target=ask, args=(one,), daemon=True)
     done.start()
-    done.join(5)
+    done.join(30)
     assert not done.is_alive() and one.outage is None
 
 

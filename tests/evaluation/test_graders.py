@@ -275,7 +275,7 @@ FAILURES = (
     status(500),
     status(502),
     status(503),
-    hang(0.6),
+    hang(4.0),
     lost(),
     reset(),
     cut(),
@@ -312,7 +312,7 @@ def test_no_question_ends_as_falsely_incorrect_where_a_third_of_all_requests_fai
 
     with EvaluationServer(honest) as server:
         server.chance = maybe
-        common = {"base_url": server.url, "backoff_s": 0.005, "timeout_s": 0.5, "attempts": 6}
+        common = {"base_url": server.url, "backoff_s": 0.005, "timeout_s": 3.0, "attempts": 6}
         reading, grading = RemoteReaderSettings(**common), ChatGraderSettings(**common)
         reader = RemoteReader(reading, ChatClient(reading, "reader"))
         judge = ChatGrader(grading, ChatClient(grading, "grader"))
@@ -322,5 +322,5 @@ def test_no_question_ends_as_falsely_incorrect_where_a_third_of_all_requests_fai
     states = Counter(ends)
     for number, end in enumerate(ends):
         assert end in (truth(number), "unanswered", "ungraded"), f"question {number}: {end}, not {truth(number)}"
-    assert states["unanswered"] + states["ungraded"] < 0.15 * QUESTIONS, states
+    assert states["unanswered"] + states["ungraded"] < 0.2 * QUESTIONS, states
     assert states["correct"] > 0.4 * QUESTIONS and states["incorrect"] > 0.15 * QUESTIONS and states["not_attempted"] > 0.15 * QUESTIONS
