@@ -258,7 +258,7 @@ def test_a_killed_driver_takes_its_workers_along_and_changes_no_bit(start: Calla
 
 @pytest.mark.soak
 def test_bad_input_under_ray_is_one_message(start: Callable[..., Job], recipe: Path, tmp_path: Path) -> None:
-    job = start(recipe, "data.train=[{path: nowhere.jsonl}]")
+    job = start(recipe, "data.train=[{path: nowhere.jsonl}]", "--no-preflight")
     code, out, err = job.end()
     assert (code, out) == (2, ""), err
     assert err.count("error: ") == 1

@@ -32,7 +32,7 @@ _QUICK: tuple[Check[Patient], ...] = (
     Check("memory", machine.memory, local=True),
     Check("disk", machine.disk, local=True),
     Check("reader", services.reader, local=True),
-    Check("grader", services.grader),
+    Check("grader", services.grader, local=True),
     Check("trackers", services.trackers, local=True),
 )
 
