@@ -134,6 +134,12 @@ def test_missing_and_bad_tiles_are_named(spoiled: Callable[..., Recipe], tmp_pat
     assert accepted["tiles"].answer.state == "good" and "2 bad ones accepted" in accepted["tiles"].answer.said
 
 
+def test_two_sets_of_one_name_are_told(recipe: MakeRecipe) -> None:
+    [path] = [one.path for one in recipe().evaluation.sets]
+    found = by_name(examine(recipe(f"evaluation.sets=[{{path: {path}}}, {{path: {path}, limit: 3}}]")))
+    assert found["question sets"].stops and "two sets of results are called 'tinywiki'" in found["question sets"].answer.said
+
+
 def test_tiles_found_good_are_remembered_as_training_remembers_them(recipe: MakeRecipe, caplog: pytest.LogCaptureFixture) -> None:
     one = recipe()
     examine(one)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from stairstep.data import PairRow, PairSource, TextSource, missing_tiles, read_pairs, read_question_set, read_texts
+from stairstep.evaluation.question_set import PAIRS_NAME
 from stairstep.records import check_set_name
 from stairstep.settings import DataError, RecipeError, TileError
 from stairstep.tiles import Tile, TileIds, TileReader
@@ -108,6 +109,9 @@ def question_sets(patient: Patient) -> Answer:
         lost = one.unreachable_questions()
         unreachable = f"; {len(lost)} questions cannot be hit: no tile of their golden articles is there" if lost else ""
         said.append(f"{one.name}: {len(one.questions):,} questions, {len(one.tiles):,} tiles from {one.note}{unreachable}")
+    names = [one.name for one in patient.question_sets] + [PAIRS_NAME] * bool(recipe.evaluation.pairs)
+    for name in {name for name in names if names.count(name) > 1}:
+        problems.append(RecipeError(f"evaluation.sets: two sets of results are called '{name}'; give one of them another name"))
     if len(problems) == 1:
         raise problems[0]
     if problems:

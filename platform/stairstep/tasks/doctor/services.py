@@ -129,7 +129,7 @@ def grader(patient: Patient) -> Answer:
     """That the grader tells a right answer from a wrong one."""
     _reader_of(patient)
     settings = patient.recipe.evaluation.grader
-    name = settings.kind
+    name: str = settings.kind
     if isinstance(settings, ChatGraderSettings):
         name = f"{settings.model}{_address(settings, 'grader')}"
         if settings.template_file is not None:
