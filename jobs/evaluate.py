@@ -1,19 +1,46 @@
-"""Measure an encoder on the recipe's question sets, without training.
+"""Measure an encoder on the recipe's question sets, without training; or fill in what a run's evaluations lack.
 
 python -m jobs.evaluate recipes/tinywiki.yaml --base
 python -m jobs.evaluate recipes/tinywiki.yaml --checkpoint runs/tinywiki/checkpoint-50
 python -m jobs.evaluate recipes/tinywiki.yaml                    the adapter that model.start names, or the base
+python -m jobs.evaluate --regrade runs/tinywiki                  only the grades that are missing in a run folder, by its own recipe
+python -m jobs.evaluate --reread runs/tinywiki                   only the answers that are missing, and their grades
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from jobs.common import parse, parser, run
+from stairstep.evaluation.questions_answered import qa_line
 from stairstep.evaluation.table import result_table
 from stairstep.records import logging_setup
+from stairstep.settings import InputError
+from stairstep.tasks import load_recipe
 from stairstep.tasks.evaluate import evaluate
+from stairstep.tasks.mend import mend
 from stairstep.tasks.resolve import resolve
+
+
+def fill_in(folder: Path, overrides: list[str], regrade: bool) -> int:
+    """Ask again for what is missing in a run folder; exit code 1 if something still is."""
+    if not (folder / "recipe.yaml").is_file():
+        raise InputError(f"{folder}: there is no recipe.yaml; expected a run folder, such as runs/tinywiki")
+    recipe = resolve(load_recipe(folder / "recipe.yaml", overrides))
+    logging_setup()
+    mended = mend(folder, recipe, ("grades",) if regrade else ("answers", "grades"))
+    for one in mended:
+        print(f"{one.rows}: {one.lacking - one.still} of {one.lacking} filled in\n  {qa_line(one.score)}")
+    if not mended:
+        print(f"{folder}: nothing is missing")
+    return 1 if any(one.still for one in mended) else 0
+
+
+def _drop_recipe(made: argparse.ArgumentParser) -> None:
+    """A run folder brings its own recipe: then every plain argument is an override."""
+    for action in [one for one in made._actions if one.dest == "recipe"]:
+        made._remove_action(action)
 
 
 def main(arguments: list[str]) -> int:
@@ -22,9 +49,17 @@ def main(arguments: list[str]) -> int:
     which = made.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="the bare base, without any adapter")
     which.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint or adapter folder")
+    which.add_argument("--regrade", type=Path, metavar="RUN", help="fill in the grades that are missing in a run folder")
+    which.add_argument("--reread", type=Path, metavar="RUN", help="fill in the answers that are missing in a run folder")
+    made.add_argument("--fresh", action="store_true", help="ask reader and grader anew, whatever the ledger holds")
+    for flag in ("--regrade", "--reread"):
+        if any(one == flag or one.startswith(f"{flag}=") for one in arguments):
+            _drop_recipe(made)
+            options = made.parse_intermixed_args(arguments)
+            return fill_in(options.regrade or options.reread, options.overrides, options.regrade is not None)
     options, recipe = parse(made, arguments)
     logging_setup()
-    measured = evaluate(resolve(recipe), options.base, options.checkpoint)
+    measured = evaluate(resolve(recipe), options.base, options.checkpoint, options.fresh)
     for result in measured.results:
         timings = result.facts["timings"]
         print(f"\n{result_table(result, f'{result.name}: {measured.what}')}")

@@ -1,34 +1,29 @@
 """Five states, a score over the graded, coverage and bounds; a failure is never a wrong answer."""
 
-from pathlib import Path
-
 import pytest
 
 from stairstep.evaluation.grading import exact_grade
-from stairstep.evaluation.questions_answered import Failure, answer_questions, qa_line, qa_score
+from stairstep.evaluation.questions_answered import Failure, qa_line, qa_score, with_answer, with_grade
 
 
 def rows() -> list[dict[str, object]]:
-    tiles = [{"path": f"{name}.png"} for name in "abc"]
-    return [{"id": str(n), "problem": f"question {n}", "answer": str(n), "retrieved": tiles} for n in range(5)]
+    return [{"id": str(n), "problem": f"question {n}", "answer": str(n)} for n in range(5)]
 
 
 def test_every_question_ends_in_its_state_and_only_graded_rows_say_correct() -> None:
-    said = {"question 0": "0", "question 1": "7", "question 2": "", "question 3": Failure("timeout"), "question 4": "4"}
-    seen = []
-
-    def answers(asked):
-        seen.extend(asked)
-        return [said[question] for question, _ in asked]
-
-    def grades(question, answer, gold):
-        return Failure("no grader") if question == "question 4" else exact_grade(answer, gold)
-
-    done = answer_questions(rows(), Path("tiles"), 2, answers, grades)
-    assert seen[0] == ("question 0", [Path("tiles/a.png"), Path("tiles/b.png")])
+    said = ["0", "7", "", Failure("timeout"), "4"]
+    done = [with_answer(row, one) for row, one in zip(rows(), said, strict=True)]
+    assert [row["state"] for row in done] == ["ungraded"] * 3 + ["unanswered", "ungraded"]
+    for place in (0, 1, 2):
+        done[place] = with_grade(done[place], exact_grade(done[place]["predicted"], str(place)))
+    done[4] = with_grade(done[4], Failure("no grader"))
     assert [row["state"] for row in done] == ["correct", "incorrect", "not_attempted", "unanswered", "ungraded"]
     assert [row.get("correct") for row in done] == [True, False, False, None, None]
     assert done[3]["reason"] == "timeout" and "grade" not in done[3]
+    assert done[4]["reason"] == "no grader" and done[4]["predicted"] == "4"
+    assert "reason" not in done[0]
+    mended = with_grade(with_answer(done[3], "3"), "correct")
+    assert mended == {**rows()[3], "predicted": "3", "state": "correct", "grade": "CORRECT", "correct": True}
     score = qa_score(done, coverage_floor=0.5)
     assert score.interval is not None
     assert (score.interval.value, score.interval.n) == (pytest.approx(1 / 3), 3)

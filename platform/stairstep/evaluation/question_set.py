@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from .statistics import Interval
 
 READER_TILES = 3  # tiles that a row names as top3_*, which is what a reader is shown
 PAIRS_NAME = "held_out_pairs"
+_REASONS = 5
 
 Row = dict[str, Any]
 
@@ -50,12 +52,11 @@ class RetrievalResult:
     facts: Mapping[str, Any]
     qa: Mapping[str, QAScore] = dataclasses.field(default_factory=dict)  # of all questions, of `selection` and of `report`
 
-    def answered(self, rows: Sequence[Row], coverage_floor: float, seconds: float) -> RetrievalResult:
-        """The same result with its rows answered and graded."""
-        parts = {part: [row for row in rows if row["split"] == part] for part in ("selection", "report")}
-        qa = {name: qa_score(part, coverage_floor) for name, part in {"all": rows, **parts}.items()}
+    def answered(self, rows: Sequence[Row], settings: EvaluationSettings, seconds: float, calls: Mapping[str, Any]) -> RetrievalResult:
+        """The same result with its rows answered and graded, and what that took."""
         timings = {**self.facts["timings"], "answer_s": round(seconds, 3)}
-        return dataclasses.replace(self, rows=tuple(rows), qa=qa, facts={**self.facts, "timings": timings})
+        facts = {**self.facts, **answer_facts(rows, settings.top_k_read), "calls": dict(calls), "timings": timings}
+        return dataclasses.replace(self, rows=tuple(rows), qa=qa_scores(rows, settings), facts=facts)
 
     def summary(self) -> dict[str, Any]:
         """What `write_summary` writes: JSON values alone."""
@@ -72,6 +73,32 @@ class RetrievalResult:
         found = {f"{self.name}/{metric}": one.value for metric, one in self.scores.items()}
         known = self.qa["all"].interval if self.qa else None
         return found | ({f"{self.name}/qa_score": known.value} if known is not None else {})
+
+
+def qa_scores(rows: Sequence[Row], settings: EvaluationSettings) -> dict[str, QAScore]:
+    """The QA score of all questions, of the selection split and of the rest, and by whether the reader was shown a golden article's tile:
+    the first part of these two is about the reader, and their ratio about the retriever."""
+    parts = {
+        "all": lambda row: True,
+        "selection": lambda row: row["split"] == "selection",
+        "report": lambda row: row["split"] == "report",
+        "retrieved": lambda row: _shown(row, settings.top_k_read),
+        "missed": lambda row: not _shown(row, settings.top_k_read),
+    }
+    return {name: qa_score([row for row in rows if belongs(row)], settings.coverage_floor) for name, belongs in parts.items()}
+
+
+def answer_facts(rows: Sequence[Row], top_k_read: int) -> dict[str, Any]:
+    """What a summary says of answered rows besides scores: how much the reader was shown, and why answers or grades are missing."""
+    reasons = Counter(row["reason"] for row in rows if row["state"] in ("unanswered", "ungraded"))
+    return {
+        "top_k_read": top_k_read,
+        "missing": [{"reason": reason, "questions": count} for reason, count in reasons.most_common(_REASONS)],
+    }
+
+
+def _shown(row: Row, top_k_read: int) -> bool:
+    return any(one["article"] in row["golden_ids"] for one in row["retrieved"][:top_k_read])
 
 
 def open_store(settings: EvaluationSettings, root: Path) -> EmbeddingStore | None:

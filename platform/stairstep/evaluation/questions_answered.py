@@ -6,9 +6,8 @@ correct / graded, it carries its coverage and the bounds that the missing ones c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from .grading import Grade
@@ -19,8 +18,7 @@ GRADED: tuple[State, ...] = ("correct", "incorrect", "not_attempted")
 STATES: tuple[State, ...] = (*GRADED, "unanswered", "ungraded")
 
 Row = dict[str, Any]
-Answers = Callable[[Sequence[tuple[str, Sequence[Path]]]], Sequence["str | Failure"]]
-Grades = Callable[[str, str, str], "Grade | Failure"]  # question, answer, gold
+_ADDED = {"predicted", "state", "reason", "grade", "correct"}
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,20 @@ class QAScore:
         }
 
 
-def answer_questions(rows: Sequence[Row], tiles_dir: Path, top: int, answers: Answers, grades: Grades) -> list[Row]:
-    """The rows with `predicted`, `state`, `grade` and `correct` (where graded) of a reader that sees each row's first `top` tiles."""
-    asked = [(row["problem"], [tiles_dir / one["path"] for one in row["retrieved"][:top]]) for row in rows]
-    return [_answered(row, answer, grades) for row, answer in zip(rows, answers(asked), strict=True)]
-
-
-def _answered(row: Row, answer: str | Failure, grades: Grades) -> Row:
+def with_answer(row: Row, answer: str | Failure) -> Row:
+    """A row with what the reader said, waiting for its grade; or with the reader's failure."""
+    bare = {key: value for key, value in row.items() if key not in _ADDED}
     if isinstance(answer, Failure):
-        return {**row, "predicted": None, "state": "unanswered", "reason": answer.reason}
-    grade = grades(row["problem"], answer, row["answer"])
+        return {**bare, "predicted": None, "state": "unanswered", "reason": answer.reason}
+    return {**bare, "predicted": answer, "state": "ungraded", "reason": "not graded yet"}
+
+
+def with_grade(row: Row, grade: Grade | Failure) -> Row:
+    """An answered row with its grade, and with `correct`, which only graded rows have; or with the grader's failure."""
+    bare = {key: value for key, value in row.items() if key not in _ADDED} | {"predicted": row["predicted"]}
     if isinstance(grade, Failure):
-        return {**row, "predicted": answer, "state": "ungraded", "reason": grade.reason}
-    return {**row, "predicted": answer, "state": grade, "grade": grade.upper(), "correct": grade == "correct"}
+        return {**bare, "state": "ungraded", "reason": grade.reason}
+    return {**bare, "state": grade, "grade": grade.upper(), "correct": grade == "correct"}
 
 
 def qa_score(rows: Sequence[Mapping[str, Any]], coverage_floor: float) -> QAScore:

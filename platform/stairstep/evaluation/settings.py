@@ -8,6 +8,9 @@ from typing import Literal
 from stairstep.data.settings import QuestionSetSource
 from stairstep.settings import SettingError, setting
 
+from .graders import ChatGraderSettings, ExactGraderSettings
+from .readers import RemoteReaderSettings
+
 
 @dataclass(frozen=True)
 class LocalReaderSettings:
@@ -21,6 +24,15 @@ class LocalReaderSettings:
 
 
 @dataclass(frozen=True)
+class PriceSettings:
+    """What a model's tokens cost."""
+
+    model: str = setting(doc="The model's name, as the reader or grader names it.")
+    prompt: float = setting(0.0, doc="Price of a million tokens of the prompt.", minimum=0)
+    completion: float = setting(0.0, doc="Price of a million tokens of the reply.", minimum=0)
+
+
+@dataclass(frozen=True)
 class EvaluationSettings:
     """When and on what a run is measured."""
 
@@ -31,7 +43,7 @@ class EvaluationSettings:
         doc="Batches of the validation loss: a fixed sample of the whole split, with as many candidates a query as in training.",
         minimum=0,
     )
-    selection_metric: Literal["hit@1", "hit@3", "hit@5", "hit@10", "mrr", "ndcg@5", "ndcg@10"] = setting(
+    selection_metric: Literal["hit@1", "hit@3", "hit@5", "hit@10", "mrr", "ndcg@5", "ndcg@10", "qa"] = setting(
         "hit@1", doc="Metric of the primary set whose value on the selection split picks the best checkpoint and stops early."
     )
     sets: tuple[QuestionSetSource, ...] = setting((), doc="Question sets; the first is the primary one, whose rows lie in the run folder.")
@@ -47,9 +59,13 @@ class EvaluationSettings:
         minimum=0,
         maximum=1,
     )
-    reader: LocalReaderSettings | None = setting(
-        None, doc="Who answers the questions from the tiles retrieved, graded by exact comparison; null: retrieval alone is measured."
+    reader: LocalReaderSettings | RemoteReaderSettings | None = setting(
+        None, doc="Who answers the questions from the tiles retrieved; null: retrieval alone is measured."
     )
+    grader: ExactGraderSettings | ChatGraderSettings = setting(ExactGraderSettings(), doc="Who grades the answers.")
+    ledger: bool = setting(True, doc="Keep answers and grades by their content and never ask the same again.")
+    ledger_folder: str | None = setting(None, doc="Where they are kept; default: a folder under the run root, shared by its runs.")
+    prices: tuple[PriceSettings, ...] = setting((), doc="Prices of models; the cost of an evaluation then stands in its summary.")
     top_k_read: int = setting(3, doc="Retrieved tiles that the reader is shown, best first.", minimum=1, maximum=10)
     coverage_floor: float = setting(
         0.95, doc="Least share of questions that must be graded; below it there is no QA score, only its bounds.", minimum=0, maximum=1
@@ -63,5 +79,7 @@ class EvaluationSettings:
 
     def check(self) -> None:
         """The reader is shown what the rows list."""
+        if self.reader is None and self.selection_metric == "qa":
+            raise SettingError("selection_metric", "there is no QA score without a reader; name evaluation.reader, or another metric")
         if self.reader is not None and self.top_k_read > self.top_k:
             raise SettingError("top_k_read", f"{self.top_k_read} is more than evaluation.top_k ({self.top_k}); raise that, or lower this")

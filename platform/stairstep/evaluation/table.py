@@ -13,7 +13,22 @@ from .statistics import Interval
 def result_table(result: RetrievalResult, title: str) -> str:
     """A result's scores below a title, with the QA score where questions were answered."""
     lines = [score_table(result.scores, title)]
-    return "\n".join([*lines, qa_line(result.qa["all"])] if result.qa else lines)
+    return "\n".join([*lines, *qa_lines(result)] if result.qa else lines)
+
+
+def qa_lines(result: RetrievalResult) -> list[str]:
+    """The QA score, its two parts by retrieval outcome, why answers are missing, and what was asked and found."""
+    whole = [qa_line(result.qa["all"])]
+    seen, missed = result.qa["retrieved"], result.qa["missed"]
+    if seen.interval is not None and missed.interval is not None:
+        shown = f"{short(seen.interval.value)} of {seen.interval.n} with a golden tile in the top {result.facts['top_k_read']}"
+        whole.append(f"      {shown}, {short(missed.interval.value)} of the {missed.interval.n} others")
+    whole += [f"      {one['questions']} × {one['reason']}" for one in result.facts["missing"]]
+    for kind, calls in result.facts["calls"].items():
+        if calls["asked"] or calls["hits"]:
+            cost = "" if calls["cost"] is None else f", cost {calls['cost']:.4f}"
+            whole.append(f"      {kind}s by {calls['model']}: {calls['asked']} asked, {calls['hits']} found in the ledger{cost}")
+    return whole
 
 
 def score_table(scores: Mapping[str, Interval], title: str = "") -> str:

@@ -1,54 +1,142 @@
-"""From retrieved rows to answered ones: the reader of the recipe, and grades by exact comparison."""
+"""From retrieved rows to answered and graded ones: the recipe's reader, its grader, and the ledger that remembers both.
+
+A question fails by itself: a tile that cannot be read, a reader that gives up or a judge that says no grade each leave a named state and
+never a wrong answer. What was asked before is found in the ledger by its content and is not asked again.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 
-from stairstep.evaluation.grading import exact_grade
+from stairstep.evaluation.chat import AskFailed, ChatClient
+from stairstep.evaluation.graders import ChatGrader, ChatGraderSettings, ExactGrader, Ungraded
+from stairstep.evaluation.ledger import Entry, Ledger
 from stairstep.evaluation.question_set import RetrievalResult
-from stairstep.evaluation.questions_answered import Failure, answer_questions
-from stairstep.evaluation.settings import EvaluationSettings
+from stairstep.evaluation.questions_answered import Failure, with_answer, with_grade
+from stairstep.evaluation.readers import RemoteReader, RemoteReaderSettings
+from stairstep.evaluation.settings import EvaluationSettings, LocalReaderSettings
+from stairstep.models.digest import folder_identity, of_json
 from stairstep.models.reading import Reader, load_reader
 from stairstep.models.sources import locate
 from stairstep.models.weights import weight_files
 from stairstep.settings import TileError
-from stairstep.tiles import TileReader
+from stairstep.tiles import RESAMPLER, TileReader, TileSettings
+
+_LOG = logging.getLogger(__name__)
+Row = dict[str, Any]
+Said = dict[str, Any]  # what the ledger keeps of an answer: text and tokens
+Missing = Literal["answers", "grades"]
 
 
-class Answering:
-    """Answers a result's questions with the recipe's reader, which is loaded at the first question."""
+@dataclass(frozen=True)
+class Asked:
+    """A question with the tiles that it is asked with, by their paths and by their content."""
 
-    def __init__(self, settings: EvaluationSettings, tiles: TileReader, device: torch.device) -> None:
+    question: str
+    paths: tuple[Path, ...]
+    tiles: tuple[str, ...]
+
+
+class NoAnswer(Exception):
+    """A reader's reply that is no answer, such as a thought that was cut off."""
+
+
+class NothingKept:
+    """Stands where a recipe wants no ledger: everything is asked."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Said | None:
+        """Nothing is known."""
+        return None
+
+    def once(self, kind: str, key: Mapping[str, Any], ask: Callable[[], Said]) -> Entry:
+        """Ask."""
+        self.asked[kind] += 1
+        return Entry(ask(), hit=False)
+
+    def counts(self, kind: str) -> dict[str, int]:
+        """Everything was asked."""
+        return {"hits": 0, "asked": self.asked[kind], "waited": 0}
+
+
+class AnswerSource(Protocol):
+    """A reader as it is asked here: many questions at once, each with its own outcome."""
+
+    name: str
+    at_once: int
+
+    def key(self, asked: Asked) -> dict[str, Any]:
+        """Everything that an answer depends on."""
+
+    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
+        """What was said to each question."""
+
+
+class LocalAnswers:
+    """The reader in this process, loaded at the first question that the ledger does not know; questions go through it in batches."""
+
+    at_once = 1
+
+    def __init__(self, settings: LocalReaderSettings, tiles: TileReader, limits: TileSettings, device: torch.device) -> None:
         self._settings, self._tiles, self._device = settings, tiles, device
-        self._reader: Reader | None = None
-        if settings.reader is not None:
-            weight_files(locate(settings.reader.model, None, "evaluation.reader.model").folder)  # told before the first step
+        self._folder = locate(settings.model, None, "evaluation.reader.model").folder
+        weight_files(self._folder)  # a reader without weights is told before the first step
+        self._limits = {"min": limits.min_visual_tokens, "max": limits.max_visual_tokens, "resampler": RESAMPLER}
+        self._model: Reader | None = None
+        self._identity: str | None = None
+        self.name = settings.model
 
-    def answered(self, result: RetrievalResult) -> RetrievalResult:
-        """The result with answers, grades and a QA score; as it is where the recipe has no reader."""
-        if self._settings.reader is None:
-            return result
-        started = time.perf_counter()
-        folder = Path(result.facts["tiles_dir"])
-        rows = answer_questions(
-            result.rows, folder, self._settings.top_k_read, self._answers, lambda question, answer, gold: exact_grade(answer, gold)
-        )
-        return result.answered(rows, self._settings.coverage_floor, time.perf_counter() - started)
+    def key(self, asked: Asked) -> dict[str, Any]:
+        """The weights, the prompt, and the tiles with how they are resized."""
+        self._identity = self._identity or of_json(folder_identity(self._folder))
+        return {
+            "reader": "local",
+            "weights": self._identity,
+            "system": self._settings.system,
+            "question": asked.question,
+            "tiles": list(asked.tiles),
+            "resized": self._limits,
+            "max_new_tokens": self._settings.max_new_tokens,
+        }
 
-    def _answers(self, asked: Sequence[tuple[str, Sequence[Path]]]) -> list[str | Failure]:
-        """An answer to each question; a tile that cannot be read fails its questions alone."""
-        pixels = {path: self._load(path) for path in dict.fromkeys(path for _, paths in asked for path in paths)}
-        found: list[str | Failure] = [
-            next((one for one in (pixels[path] for path in paths) if isinstance(one, Failure)), "") for _, paths in asked
-        ]
-        open_places = [place for place, one in enumerate(found) if not isinstance(one, Failure)]
-        questions = [(asked[place][0], [pixels[path] for path in asked[place][1]]) for place in open_places]
-        for place, answer in zip(open_places, self._model().answers(questions), strict=True):  # type: ignore[arg-type]
-            found[place] = answer
+    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
+        """Kept answers, and one pass of the model over the rest."""
+        keys = [self.key(one) for one in asked]
+        open_places = [place for place, key in enumerate(keys) if ledger.find("answer", key) is None]
+        said = dict(zip(open_places, self._said([asked[place] for place in open_places]), strict=True))
+        found: list[Entry | Failure] = []
+        for place, key in enumerate(keys):
+            text = said.get(place)
+            if isinstance(text, Failure):
+                found.append(text)
+            else:
+                found.append(ledger.once("answer", key, lambda text=text, one=asked[place]: self._kept(text, one)))  # type: ignore[misc]
+        return found
+
+    def _kept(self, text: str | None, asked: Asked) -> Said:
+        if text is None:  # it was in the ledger a moment ago and is damaged now
+            text = self._reader().answer(asked.question, [self._tiles.load(path).pixels for path in asked.paths])
+        return {"text": text, "prompt_tokens": 0, "completion_tokens": 0}
+
+    def _said(self, asked: Sequence[Asked]) -> list[str | Failure]:
+        pixels = {path: self._load(path) for path in dict.fromkeys(path for one in asked for path in one.paths)}
+        found: list[str | Failure] = [next((tile for path in one.paths if isinstance(tile := pixels[path], Failure)), "") for one in asked]
+        readable = [place for place, one in enumerate(found) if not isinstance(one, Failure)]
+        questions = [(asked[place].question, [pixels[path] for path in asked[place].paths]) for place in readable]
+        if questions:
+            for place, answer in zip(readable, self._reader().answers(questions), strict=True):  # type: ignore[arg-type]
+                found[place] = answer
         return found
 
     def _load(self, path: Path) -> torch.Tensor | Failure:
@@ -57,9 +145,150 @@ class Answering:
         except TileError as error:
             return Failure(str(error))
 
-    def _model(self) -> Reader:
+    def _reader(self) -> Reader:
+        if self._model is None:
+            named = self._settings
+            self._model = load_reader(named.model, self._device, "float32", named.system, named.max_new_tokens, named.batch)
+        return self._model
+
+
+class RemoteAnswers:
+    """The reader at an endpoint, asked by as many threads as the recipe allows."""
+
+    def __init__(self, settings: RemoteReaderSettings, limits: TileSettings) -> None:
+        self.client = ChatClient(settings, "reader")
+        self._reader = RemoteReader(settings, self.client, limits)
+        self.name, self.at_once = settings.model, settings.concurrency
+
+    def key(self, asked: Asked) -> dict[str, Any]:
+        """What the request depends on."""
+        return self._reader.key(asked.question, asked.tiles)
+
+    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
+        """Each question in a thread of its own."""
+        with ThreadPoolExecutor(self.at_once, "reader") as pool:
+            return list(pool.map(lambda one: self._answer(one, ledger), asked))
+
+    def _answer(self, asked: Asked, ledger: Ledger | NothingKept) -> Entry | Failure:
+        try:
+            return ledger.once("answer", self.key(asked), lambda: self._said(asked))
+        except (AskFailed, NoAnswer, TileError) as error:
+            return Failure(str(error))
+
+    def _said(self, asked: Asked) -> Said:
+        answer = self._reader.answer(asked.question, asked.paths)
+        if answer.failure is not None:
+            raise NoAnswer(answer.failure)
+        reply = answer.reply
+        return {"text": answer.text, "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+
+
+class Answering:
+    """Answers and grades a result's questions as the recipe says; a recipe without a reader asks nothing."""
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        tiles: TileReader,
+        limits: TileSettings,
+        device: torch.device,
+        root: Path,
+        fresh: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._reader: AnswerSource | None = None
+        if settings.reader is None:
+            return
+        if isinstance(settings.reader, LocalReaderSettings):
+            self._reader = LocalAnswers(settings.reader, tiles, limits, device)
+        else:
+            self._reader = RemoteAnswers(settings.reader, limits)
+        self._judge_client = ChatClient(settings.grader, "grader") if isinstance(settings.grader, ChatGraderSettings) else None
+        self._grader = (
+            ChatGrader(settings.grader, self._judge_client)
+            if isinstance(settings.grader, ChatGraderSettings) and self._judge_client is not None
+            else ExactGrader()
+        )
+        self._ledger_folder = Path(root, settings.ledger_folder or "ledger") if settings.ledger else None
+        self._fresh = fresh
+        self._kept: Ledger | NothingKept | None = None
+
+    def answered(self, result: RetrievalResult) -> RetrievalResult:
+        """The result with answers, grades and a QA score; as it is where the recipe has no reader."""
         if self._reader is None:
-            named = self._settings.reader
-            assert named is not None, "a recipe without a reader asks nothing"
-            self._reader = load_reader(named.model, self._device, "float32", named.system, named.max_new_tokens, named.batch)
-        return self._reader
+            return result
+        started = time.perf_counter()
+        rows, calls = self.complete(result.rows, Path(result.facts["tiles_dir"]), ("answers", "grades"))
+        return result.answered(rows, self._settings, time.perf_counter() - started, calls)
+
+    def complete(self, rows: Sequence[Row], tiles_dir: Path, what: Sequence[Missing]) -> tuple[list[Row], dict[str, Any]]:
+        """Rows with the answers and grades that they lack, and what that took; what is there already stays."""
+        assert self._reader is not None, "a recipe without a reader asks nothing"
+        ledger = self._ledger()
+        before = {kind: ledger.counts(kind) for kind in ("answer", "grade")}
+        tokens = {kind: Counter[str]() for kind in before}
+        done = [dict(row) for row in rows]
+        unread = [place for place, row in enumerate(done) if row.get("state") in (None, "unanswered")] if "answers" in what else []
+        asked = [self._asked(done[place], tiles_dir) for place in unread]
+        for place, said in zip(unread, self._reader.answers(asked, ledger), strict=True):
+            _count(tokens["answer"], said)
+            done[place] = with_answer(done[place], said if isinstance(said, Failure) else said.value["text"])
+        ungraded = [place for place, row in enumerate(done) if row["state"] == "ungraded"] if "grades" in what or unread else []
+        for place, grade in zip(ungraded, self._grades([done[place] for place in ungraded], ledger), strict=True):
+            _count(tokens["grade"], grade)
+            done[place] = with_grade(done[place], grade if isinstance(grade, Failure) else grade.value["grade"])
+        self._tell_outages()
+        return done, self._calls(ledger, before, tokens)
+
+    def _ledger(self) -> Ledger | NothingKept:
+        """Made at the first question, in the process that asks."""
+        if self._kept is None:
+            self._kept = NothingKept() if self._ledger_folder is None else Ledger(self._ledger_folder, self._fresh)
+        return self._kept
+
+    def _asked(self, row: Row, tiles_dir: Path) -> Asked:
+        shown = row["retrieved"][: self._settings.top_k_read]
+        paths = tuple(tiles_dir / one["path"] for one in shown)
+        return Asked(row["problem"], paths, tuple(one["tile"] for one in shown))
+
+    def _grades(self, rows: Sequence[Row], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
+        grader = self._grader
+        if isinstance(grader, ExactGrader):  # cheaper than remembering
+            return [Entry({"grade": grader.grade(row["problem"], row["predicted"], row["answer"])}, hit=True) for row in rows]
+
+        def grade(row: Row) -> Entry | Failure:
+            asked = row["problem"], row["predicted"], row["answer"]
+            try:
+                return ledger.once("grade", grader.key(*asked), lambda: asdict(grader.judge(*asked)))
+            except Ungraded as error:
+                return Failure(str(error))
+
+        assert isinstance(self._settings.grader, ChatGraderSettings)
+        with ThreadPoolExecutor(self._settings.grader.concurrency, "grader") as pool:
+            return list(pool.map(grade, rows))
+
+    def _tell_outages(self) -> None:
+        for client in (getattr(self._reader, "client", None), self._judge_client):
+            if client is not None and client.outage:
+                _LOG.error("%s", client.outage)
+
+    def _calls(
+        self, ledger: Ledger | NothingKept, before: Mapping[str, Mapping[str, int]], tokens: Mapping[str, Counter[str]]
+    ) -> dict[str, Any]:
+        """What was asked, found and paid for, for the summary."""
+        assert self._reader is not None
+        found = {}
+        for kind, name in (("answer", self._reader.name), ("grade", getattr(self._settings.grader, "model", "exact"))):
+            counts = {what: count - before[kind][what] for what, count in ledger.counts(kind).items()}
+            spent = {side: tokens[kind][side] for side in ("prompt_tokens", "completion_tokens")}
+            price = next((one for one in self._settings.prices if one.model == name), None)
+            cost = None if price is None else (spent["prompt_tokens"] * price.prompt + spent["completion_tokens"] * price.completion) / 1e6
+            found[kind] = {"model": name, **counts, **spent, "cost": cost}
+        return found
+
+
+def _count(tokens: Counter[str], one: Entry | Failure) -> None:
+    """Tokens of what was asked now; what was found costs nothing."""
+    if isinstance(one, Entry) and not one.hit:
+        for side in ("prompt_tokens", "completion_tokens"):
+            tokens[side] += int(one.value.get(side, 0))

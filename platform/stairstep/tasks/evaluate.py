@@ -34,8 +34,9 @@ class Measured:
     folder: Path
 
 
-def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None) -> Measured:
-    """Evaluate a resolved recipe's base, a checkpoint folder, or (neither given) the adapter that the recipe starts from."""
+def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None, fresh: bool = False) -> Measured:
+    """Evaluate a resolved recipe's base, a checkpoint folder, or (neither given) the adapter that the recipe starts from; `fresh` asks
+    reader and grader whatever the ledger holds."""
     torch.set_num_threads(recipe.run.threads)
     what, start, step = _subject(recipe, base, checkpoint)
     if not recipe.evaluation.sets and not recipe.evaluation.pairs:
@@ -44,7 +45,7 @@ def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None)
     encoder = load_encoder(replace(recipe.model, start=start), device_of(recipe), trainable=False)
     folder = _results_folder(recipe, what)
     rows = check_tiles(rows, recipe, reader, folder / QUARANTINE, Alone())
-    task = RetrievalTask(recipe, encoder, rows, reader, Alone(), open_store(recipe.evaluation, Path(recipe.run.root)))
+    task = RetrievalTask(recipe, encoder, rows, reader, Alone(), open_store(recipe.evaluation, Path(recipe.run.root)), fresh)
     results = task.evaluate_sets()
     for place, result in enumerate(results):
         write_result(folder, step, result, primary=place == 0 and bool(rows.question_sets))

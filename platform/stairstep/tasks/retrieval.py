@@ -93,11 +93,12 @@ class RetrievalTask:
         reader: TileReader,
         collective: Collective | None = None,
         store: EmbeddingStore | None = None,
+        fresh: bool = False,
     ) -> None:
         self.recipe, self.encoder, self.rows, self.reader, self.store = recipe, encoder, rows, reader, store
         self.collective: Collective = collective or Alone()
         self.objective = build_objective(recipe.objective).to(encoder.device)
-        self.answering = Answering(recipe.evaluation, reader, encoder.device)
+        self.answering = Answering(recipe.evaluation, reader, recipe.tiles, encoder.device, Path(recipe.run.root), fresh)
         self.phases = PhasePlan(recipe.phases, recipe.optim.steps)
         self.results: list[RetrievalResult] = []
         self._query_side = isinstance(recipe.task, RetrievalTaskSettings) and recipe.task.query_side
@@ -298,7 +299,11 @@ class RetrievalTask:
         """The score that keep-best and early stopping look at: the primary set's, on its selection split."""
         if not self.results or not self.rows.question_sets:
             return None
-        interval = self.results[0].selection.get(self.recipe.evaluation.selection_metric)
+        metric, result = self.recipe.evaluation.selection_metric, self.results[0]
+        if metric == "qa":
+            interval = result.qa["selection"].interval if result.qa else None
+        else:
+            interval = result.selection.get(metric)
         return None if interval is None or interval.n == 0 else interval.value
 
 

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 from stairstep.models.tower import tower_features
 from stairstep.tiny.articles import Library
-from stairstep.tiny.render import HEIGHT, WIDTH, Drawing, TilePage
+from stairstep.tiny.render import HEIGHT, WIDTH, TilePage
 from stairstep.training import EvaluationReport, StepReport
 
 from .ahead import Batch
@@ -70,12 +70,6 @@ def glyph_pages(rng: random.Random, count: int, look: Look) -> list[TilePage]:
     return pages[:count]
 
 
-def drawn(pages: Sequence[TilePage]) -> tuple[Tensor, list[Drawing]]:
-    """Pages as pixels [n, 3, h, w], and as drawings."""
-    drawings = [page.drawing() for page in pages]
-    return as_tensor([one.pixels for one in drawings]), drawings
-
-
 class GlyphsTask(Pretraining):
     """Trains the vision tower and its merger; the language model stays as it was drawn."""
 
@@ -104,8 +98,9 @@ class GlyphsTask(Pretraining):
         return self._pages(random.Random(f"glyphs/{self.seed}/{step}"), self.batch, look)
 
     def _pages(self, rng: random.Random, count: int, look: Look) -> Batch:
-        pixels, drawings = drawn(glyph_pages(rng, count, look))
-        return {"pixels": pixels, "labels": torch.from_numpy(np.stack([labels(one.characters) for one in drawings]))}
+        drawings = [page.drawing() for page in glyph_pages(rng, count, look)]
+        told = np.stack([labels(one.characters) for one in drawings])
+        return {"pixels": as_tensor([one.pixels for one in drawings]), "labels": torch.from_numpy(told)}
 
     def step(self, step: int) -> StepReport:
         """One batch of pages."""

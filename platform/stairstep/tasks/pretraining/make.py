@@ -48,11 +48,13 @@ STAGES: dict[TinyModel, tuple[Stage, ...]] = {
     "embedder": (
         Stage("glyphs", "glyphs", ("task.look=generic", "model.base=tiny-embedder")),
         Stage("matching", "matching"),
+        Stage("variety", "variety"),
     ),
     "reader": (
         Stage("glyphs", "glyphs", ("task.look=world", "model.base=tiny-reader", "optim.steps=1200")),
         Stage("spelling", "spelling"),
         Stage("reading", "reading"),
+        Stage("evidence", "evidence"),
     ),
 }
 

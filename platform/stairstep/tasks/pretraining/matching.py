@@ -29,8 +29,7 @@ from stairstep.training import EvaluationReport, StepReport
 from .ahead import Batch
 from .base import Pretraining, report_of
 from .exam import retrieval_scores
-from .glyphs import drawn
-from .pages import share_at, unworldly_name
+from .pages import as_tensor, share_at, unworldly_name, varied
 from .settings import MatchingTaskSettings
 
 if TYPE_CHECKING:
@@ -167,7 +166,8 @@ class MatchingTask(Pretraining):
         batch: Batch = {"queries": [one.query for one in found], **self._texts("query", [one.query for one in found])}
         if rng.random() < share_at(self.settings.text, step, self.steps):
             return batch | self._texts("document", [one.passage for one in found])
-        return batch | {"pixels": drawn([one.page for one in found])[0]}
+        pages = [one.page.render() for one in found]
+        return batch | {"pixels": as_tensor([varied(rng, page) if rng.random() < self.settings.varied else page for page in pages])}
 
     def _texts(self, role: str, texts: Sequence[str]) -> Batch:
         rows = self.inputs.text_ids(texts, role)  # type: ignore[arg-type]

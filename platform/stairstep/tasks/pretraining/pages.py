@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stairstep.tiny.articles import Manner
@@ -97,6 +98,20 @@ def _running(rng: random.Random, layout: str, font: str, size: int) -> Line:
 def as_tensor(images: Sequence[np.ndarray]) -> Tensor:
     """Images, height × width × 3, as uint8 [n, 3, h, w]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def varied(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
+    """A page a little narrower, slanted and moved, and in other shades: what is learned on three fonts then holds for others."""
+    height, width, _ = pixels.shape
+    narrower, slant = rng.uniform(0.86, 1.02), rng.uniform(-0.1, 0.1)
+    right, down = rng.uniform(-3, 3), rng.uniform(-2.5, 2.5)
+    ground = tuple(int(part) for part in pixels[-1, -1])
+    matrix = (1 / narrower, slant, -right / narrower - slant * height / 2, 0.0, 1.0, -down)
+    moved = Image.fromarray(pixels).transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=ground)
+    dark, light = rng.uniform(0, 70), rng.uniform(200, 255)
+    tint = np.array([rng.uniform(-12, 12) for _ in range(3)])
+    shades = dark + np.asarray(moved, dtype=np.float32) * ((light - dark) / 255) + tint
+    return shades.round().clip(0, 255).astype(np.uint8)
 
 
 def share_at(shares: Sequence[float], step: int, steps: int) -> float:

@@ -1,0 +1,73 @@
+"""Which step of a run was best: picked on the selection split and reported on the other questions, with the plain peak beside it.
+
+The plain peak is the highest of several noisy numbers and therefore too high; a step that was picked on other questions is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stairstep.records import read_json
+
+from .statistics import Interval
+from .table import metric_label, short
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The step picked on the selection split with its score on the rest; and the step whose score over all questions is highest."""
+
+    metric: str
+    step: int
+    reported: Interval
+    plain_step: int
+    plain: Interval
+    steps: int
+
+    @property
+    def line(self) -> str:
+        """The peak in one line for a person."""
+        one, name = self.reported, metric_label(self.metric)
+        return (
+            f"{name} peak: step {self.step}, picked on the selection split: {short(one.value)} [{short(one.low)} {short(one.high)}]"
+            f" on the other {one.n} questions; plain peak of {self.steps} steps: {short(self.plain.value)} at step {self.plain_step}"
+        )
+
+
+def peak(summaries: Mapping[int, Mapping[str, Any]], metric: str) -> Peak | None:
+    """The peak of a run's summaries by step; None where no step has a score on both splits."""
+    scored = {
+        step: found for step, summary in summaries.items() if all(found := [_score(summary, part, metric) for part in _PARTS])
+    }
+    if not scored:
+        return None
+    sides: dict[int, Sequence[Interval]] = {step: [one for one in found if one is not None] for step, found in scored.items()}
+    picked = max(sorted(sides), key=lambda step: sides[step][1].value)
+    plain = max(sorted(sides), key=lambda step: sides[step][0].value)
+    return Peak(metric, picked, sides[picked][2], plain, sides[plain][0], len(sides))
+
+
+_PARTS = ("all", "selection", "report")
+
+
+def _score(summary: Mapping[str, Any], part: str, metric: str) -> Interval | None:
+    if metric == "qa":
+        found = summary.get("qa", {}).get(part)
+        known = found is not None and found["score"] is not None
+        return Interval(found["score"], found["low"], found["high"], found["graded"]) if known else None
+    found = summary.get("metrics" if part == "all" else part, {}).get(metric)
+    return Interval(found["value"], found["low"], found["high"], found["n"]) if found and found["n"] else None
+
+
+def peaks_of_run(folder: Path) -> list[Peak]:
+    """R@1's and the QA score's peaks of a run folder's primary question set, over the steps after 0."""
+    summaries = {}
+    for path in folder.glob("eval_step*.summary.json"):
+        step = int(path.name.removeprefix("eval_step").removesuffix(".summary.json"))
+        if step:
+            summaries[step] = read_json(path)
+    found = [peak(summaries, metric) for metric in ("hit@1", "qa")]
+    return [one for one in found if one is not None]
