@@ -96,8 +96,16 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-def ingress_app(args: dict[str, Any]) -> FastAPI:
-    """The FastAPI application that the ingress's routes are hung into: our door before it, errors in OpenAI's form."""
+async def _told(_: Request, error: Any) -> JSONResponse:
+    """An error that knows its status and what to say."""
+    status = int(error.status_code)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return refusal(RequestError(status, str(getattr(error, "message", None) or error.detail), kind=kind))
+
+
+def ingress_app(args: dict[str, Any], *errors: type[Exception]) -> FastAPI:
+    """The FastAPI application that the ingress's routes are hung into: our door before it, errors in OpenAI's form (also `errors`, an
+    engine's own, which have a status_code and a message)."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.exception_handler(RequestValidationError)
@@ -106,15 +114,13 @@ def ingress_app(args: dict[str, Any]) -> FastAPI:
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return refusal(RequestError(400, f"{where or 'body'}: {first['msg']}", param=where or None))
 
-    @app.exception_handler(HTTPException)
-    async def told(_: Request, error: HTTPException) -> JSONResponse:
-        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-        return refusal(RequestError(error.status_code, str(getattr(error, "message", None) or error.detail), kind=kind))
-
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:
         log.error("a request failed", exc_info=error)
         return refusal(broken())
 
+    known: tuple[type[Exception], ...] = (HTTPException, *errors)
+    for kind in known:
+        app.add_exception_handler(kind, _told)
     app.add_middleware(Door, args=args)
     return app

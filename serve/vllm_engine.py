@@ -80,7 +80,7 @@ def _placement(engine: VllmSettings) -> dict[str, Any]:
 def build_vllm(settings: ReaderAppSettings, args: dict[str, Any], actor_options: dict[str, Any]) -> serve.Application:
     """The application: `ray.serve.llm`'s ingress with our door, over its engine deployment."""
     config = llm_config(settings)
-    from ray.llm._internal.serve.core.configs.openai_api_models import to_model_metadata
+    from ray.llm._internal.serve.core.configs.openai_api_models import OpenAIHTTPException, to_model_metadata
     from ray.serve.llm import build_llm_deployment
     from ray.serve.llm.ingress import OpenAiIngress, make_fastapi_ingress
 
@@ -89,7 +89,7 @@ def build_vllm(settings: ReaderAppSettings, args: dict[str, Any], actor_options:
         "model_data": lambda app: app.get("/v1/models/{model:path}"),
         "chat": lambda app: app.post("/v1/chat/completions"),
     }
-    ingress = make_fastapi_ingress(OpenAiIngress, endpoint_map=routes, app=ingress_app(args))
+    ingress = make_fastapi_ingress(OpenAiIngress, endpoint_map=routes, app=ingress_app(args, OpenAIHTTPException))
     options = {"max_ongoing_requests": 10_000, "num_replicas": 1, "ray_actor_options": {"num_cpus": 0, **actor_options}}
     return serve.deployment(ingress, name="Ingress", **options).bind(
         llm_deployments={config.model_id: build_llm_deployment(config)},

@@ -18,9 +18,16 @@ from stairstep.settings import InputError, to_plain
 KEY = "READER_TEST_KEY"
 
 
+class Engines(Exception):
+    """An engine's own error."""
+
+    status_code = 400
+    message = "too long"
+
+
 def served(**args: Any) -> httpx.AsyncClient:
     """The door over an application that tells how much it was given."""
-    app = ingress_app({"engine": {"kind": "vllm"}, "name": "m", **args})
+    app = ingress_app({"engine": {"kind": "vllm"}, "name": "m", **args}, Engines)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> dict[str, Any]:
@@ -28,7 +35,7 @@ def served(**args: Any) -> httpx.AsyncClient:
         if body.get("sleep"):
             await asyncio.sleep(body["sleep"])
         if body.get("fail"):
-            raise HTTPException(body["fail"], "no")
+            raise HTTPException(body["fail"], "no") if body["fail"] != 499 else Engines()
         return {"images": sum(part["type"] == "image_url" for part in body["messages"][-1]["content"])}
 
     @app.get("/v1/models")
@@ -67,6 +74,7 @@ def test_a_good_request_goes_through_as_it_came():
         ({"model": "m", "messages": [{"role": "user", "content": [{"type": "video_url"}]}]}, 400, "video_url"),
         ([], 400, "not an object"),
         (ask("m", "Who?", [], fail=418), 418, "no"),
+        (ask("m", "Who?", [], fail=499), 400, "too long"),
     ],
 )
 def test_a_bad_one_does_not(body, status, words):
