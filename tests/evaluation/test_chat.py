@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import pickle
 import socket
 import sys
 import threading
@@ -451,3 +452,22 @@ def test_an_endless_reply_is_given_up(server, monkeypatch):
     monkeypatch.setattr("stairstep.evaluation.chat._MOST_BYTES", 1000)
     server.chance = lambda request: body(json.dumps(completion("x" * 5000)).encode())
     assert "longer than 1000 bytes" in failure(client(server, attempts=1)).reason
+
+
+def test_a_key_is_in_no_log_and_no_message(server, caplog):
+    """Whatever a server echoes, and however much the libraries below tell."""
+    one = client(server, attempts=2, breaker=3)
+    echoes = [status(code, f"Bearer {KEY} is not what I know", KEY, x_echo=KEY) for code in (500, 400, 401, 401, 401)]
+    with caplog.at_level(logging.DEBUG):
+        ask(one)
+        server.next(*echoes, body(f"<html>{KEY}".encode()))
+        told = [str(failure(one)) for _ in range(4)]
+    assert server.received[0].headers["authorization"].endswith(KEY), "the canary was there to be seen"
+    assert len(server.received) > 5 and any("***" in text for text in told)
+    assert KEY not in caplog.text + "".join(told) + str(one.outage)
+    assert all(KEY not in str(vars(record)) for record in caplog.records)
+
+
+def test_a_failure_travels_between_processes():
+    again = pickle.loads(pickle.dumps(AskFailed("no connection", "lost")))
+    assert (again.reason, again.kind, str(again)) == ("no connection", "lost", "no connection")

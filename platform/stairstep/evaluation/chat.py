@@ -327,6 +327,8 @@ def _connect(endpoint: Endpoint, timeout_s: float) -> tuple[Any, tuple[type[Base
     client = openai.OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=0, timeout=timeout, http_client=http)
     # Its name depends on openai's version; a piece of a body is read by it alone, and so it raises errors of its own.
     library = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.partition(".")[0]]
+    for name in (library.__name__, library.__name__.replace("httpx", "httpcore")):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line a request, and below that headers, in which a server may echo a key
     return client, (library.HTTPError, library.StreamError, OSError)
 
 
