@@ -1,4 +1,4 @@
-"""The whole loop on tiny models, in a few minutes on two cores: a world of small pages, training under Ray Train, evaluation, a table.
+"""The whole loop on tiny models, in a few minutes on two cores: a world of small pages, a reader, training under Ray Train, a table.
 
     python -m jobs.demo                          recipes/demo.yaml
     python -m jobs.demo optim.steps=20           with overrides
@@ -12,9 +12,14 @@ import json
 import sys
 from pathlib import Path
 
+from serve.reader import serving
+from serve.settings import ReaderAppSettings, TransformersSettings
+
 from jobs.common import run
 from jobs.train import train_recipe
+from stairstep.cluster import ray_session
 from stairstep.evaluation.comparison import compare_rows, comparison_table
+from stairstep.evaluation.peaks import peaks_of_run
 from stairstep.records import MetricLog, logging_setup, read_json_lines, series
 from stairstep.tasks import load_recipe
 from stairstep.tasks.resolve import resolve
@@ -32,15 +37,28 @@ def story(folder: Path, last: int) -> str:
         f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps",
         "",
         comparison_table(compare_rows(before, after), "base", f"step {last}"),
+        "",
+        *(one.line for one in peaks_of_run(folder)),
+        _calls(folder),
     ]
     return "\n".join(lines)
 
 
+def _calls(folder: Path) -> str:
+    """What all evaluations asked of the reader, and what the ledger saved them."""
+    calls = [json.loads(path.read_text(encoding="utf-8"))["calls"]["answer"] for path in sorted(folder.glob("eval_step*.summary.json"))]
+    return f"answers: {sum(one['asked'] for one in calls)} asked of the reader, {sum(one['hits'] for one in calls)} found in the ledger"
+
+
 def main(arguments: list[str]) -> int:
-    """Train the demo's recipe and compare its last step with its first."""
-    recipe = resolve(load_recipe(RECIPE, ["run.resume=overwrite", *arguments]))
+    """Start the reader app, train the demo's recipe and compare its last step with its first."""
+    load_recipe(RECIPE, arguments)  # a mistake is told before anything starts
     logging_setup()
-    finished = train_recipe(recipe)
+    app = ReaderAppSettings(engine=TransformersSettings(cpus=0))  # it answers while the workers wait for it, on their cores
+    with ray_session(None), serving(app) as base_url:
+        print(f"{app.model_name} answers at {base_url}")
+        overrides = ["run.resume=overwrite", f"evaluation.reader.base_url={base_url}", *arguments]
+        finished = train_recipe(resolve(load_recipe(RECIPE, overrides)))
     print(outcome_line(finished))
     if finished.outcome.reason == "stopped":
         return 1
