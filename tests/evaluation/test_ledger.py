@@ -145,6 +145,15 @@ def test_what_is_not_json_is_refused_by_its_place(tmp_path, bad, message):
     assert ledger.once("answer", KEY, lambda: {"now": "good"}).value == {"now": "good"}
 
 
+@pytest.mark.parametrize("bad", [None, "text", [1], 0.5])
+def test_an_answer_that_is_no_object_is_refused(tmp_path, bad):
+    ledger = Ledger(tmp_path)
+    with pytest.raises(ValueError, match=f"expected an object, found {type(bad).__name__}"):
+        ledger.once("answer", KEY, lambda: bad)
+    assert entries(tmp_path) == []
+    assert in_flight(tmp_path) == []
+
+
 @pytest.mark.parametrize("kind", ["", "Answer", "../answer", ".in_flight", "a/b", "answer\n"])
 def test_a_kind_is_a_plain_name(tmp_path, kind):
     with pytest.raises(ValueError, match="kind"):

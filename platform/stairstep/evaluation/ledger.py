@@ -76,6 +76,8 @@ class _Request:
 
     def text(self, value: Mapping[str, Any]) -> bytes:
         """The bytes of an entry with this value."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"value of kind {self.kind!r}: expected an object, found {type(value).__name__}")
         body = self._head + _json(_plain(value, f"value of kind {self.kind!r}"))
         return body + _SUM + hashlib.sha256(body).hexdigest().encode() + _END
 
@@ -86,10 +88,7 @@ class _Request:
             raise _Damaged("it is torn, or was changed after it was written")
         if not body.startswith(self._head):
             raise _Damaged("it belongs to another key or format")
-        found = json.loads(body[len(self._head) :])
-        if not isinstance(found, dict):
-            raise _Damaged("its value is not an object")
-        return found
+        return dict(json.loads(body[len(self._head) :]))
 
 
 class Ledger:
