@@ -12,11 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from serve.reader import serving
-from serve.settings import ReaderAppSettings, TransformersSettings
-
 from jobs.common import run
 from jobs.train import train_recipe
+from serve.reader import serving
+from serve.settings import ReaderAppSettings, TransformersSettings
 from stairstep.cluster import ray_session
 from stairstep.evaluation.comparison import compare_rows, comparison_table
 from stairstep.evaluation.peaks import peaks_of_run

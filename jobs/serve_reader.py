@@ -15,9 +15,8 @@ import signal
 import threading
 from dataclasses import dataclass
 
-from serve.settings import ReaderAppSettings, check_host
-
 from jobs.common import run
+from serve.settings import ReaderAppSettings, check_host
 from stairstep.settings import apply_overrides, build, from_plain, setting, to_yaml
 
 
@@ -41,7 +40,6 @@ def main(arguments: list[str]) -> int:
         return 0
     check_host(settings, settings.host)
     from serve.reader import serving
-
     from stairstep.cluster import ray_session
 
     ended = threading.Event()

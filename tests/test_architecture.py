@@ -52,7 +52,7 @@ ARROWS: dict[str, set[str]] = {
     "tiny": FLOOR | {"data", "tiles", "models"},
     "tasks": FLOOR | MIDDLE | {"training", "evaluation", "tiny"},
     "cluster": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks"},
-    "jobs": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks", "cluster", "tune_spaces"},
+    "jobs": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks", "cluster", "serve", "tune_spaces"},
     "serve": FLOOR | MIDDLE | {"evaluation"},
     "tune_spaces": FLOOR,
 }

@@ -26,9 +26,10 @@ KEY = "READER_TEST_KEY"
 @pytest.fixture(scope="module")
 def reader(ray_here, tmp_path_factory) -> Iterator[SimpleNamespace]:
     """Two replicas behind a key, on a random port."""
+    from serve_requests import write_reader
+
     from serve.reader import serving
     from serve.settings import LimitSettings, ReaderAppSettings, ReplicaSettings, TransformersSettings
-    from serve_requests import write_reader
 
     home = tmp_path_factory.mktemp("serve")
     folder = write_reader(home / "base")
@@ -194,7 +195,6 @@ def test_a_killed_replica_costs_its_requests_one_more_try(reader, in_process):
 
 def test_a_second_app_elsewhere_is_told_that_serve_runs_already(reader):
     from serve.reader import serving
-
     from stairstep.settings import InputError
 
     with pytest.raises(InputError, match="listens at 127"), serving(port=1):

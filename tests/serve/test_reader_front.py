@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from serve.front import Front, read_key
 from serve.protocol import RequestError
 from serve.settings import LimitSettings, ReaderAppSettings, app_settings, check_host, is_loopback
-
 from stairstep.settings import InputError, RecipeError
 
 KEY = "READER_TEST_KEY"

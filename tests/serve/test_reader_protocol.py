@@ -6,9 +6,10 @@ import base64
 import json
 
 import pytest
+from serve_requests import ask, image_part, page
+
 from serve.protocol import Completion, RequestError, chat_request, check_model, completion_body, conversation, parse_json
 from serve.settings import LimitSettings
-from serve_requests import ask, image_part, page
 
 LIMITS = LimitSettings(max_images=3, max_image_mb=0.1)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from serve.replica import ReaderReplica
 from serve_requests import ask, image_part, page
 from starlette.requests import Request
 
+from serve.replica import ReaderReplica
 from stairstep.models.reading import load_reader
 from stairstep.settings import InputError
 from stairstep.tiles import TileSettings, decode_image, resize

@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import HTTPException, Request
-from serve.door import ingress_app
-from serve.settings import ReaderAppSettings, ReplicaSettings, VllmSettings, model_source
 from serve_requests import ask, image_part, page
 
+from serve.door import ingress_app
+from serve.settings import ReaderAppSettings, ReplicaSettings, VllmSettings, model_source
 from stairstep.settings import InputError, to_plain
 
 KEY = "READER_TEST_KEY"
@@ -132,6 +132,7 @@ def test_the_config_file_is_one_that_is_understood():
 
     import yaml
     from ray.serve.schema import ServeDeploySchema
+
     from serve.settings import app_settings
 
     tree = yaml.safe_load((Path(__file__).parents[2] / "serve" / "reader.yaml").read_text(encoding="utf-8"))

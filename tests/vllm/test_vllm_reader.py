@@ -62,6 +62,7 @@ def asked(tmp_path_factory) -> list[tuple[str, list[Path]]]:
 @pytest.fixture(scope="module")
 def client(folder) -> Iterator[SimpleNamespace]:
     import ray
+
     from serve.reader import serving
     from serve.settings import LimitSettings, ReaderAppSettings, VllmSettings
 

@@ -78,7 +78,9 @@ def compare_seeds(first: Sequence[Sequence[Row]], second: Sequence[Sequence[Row]
     differences = {name: paired_bootstrap(a, b) for name, (a, b) in columns.items()}
     corrected = holm([one.p_value for one in differences.values()])
     intervals = {name: bootstraps(pair) for name, pair in columns.items()}
-    return [Comparison(name, *intervals[name], differences[name], p) for name, p in zip(columns, corrected, strict=True)]
+    return [
+        Comparison(name, intervals[name][0], intervals[name][1], differences[name], p) for name, p in zip(columns, corrected, strict=True)
+    ]
 
 
 def _by_question(rows: Sequence[Row]) -> dict[str, Row]:

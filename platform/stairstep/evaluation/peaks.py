@@ -39,9 +39,7 @@ class Peak:
 
 def peak(summaries: Mapping[int, Mapping[str, Any]], metric: str) -> Peak | None:
     """The peak of a run's summaries by step; None where no step has a score on both splits."""
-    scored = {
-        step: found for step, summary in summaries.items() if all(found := [_score(summary, part, metric) for part in _PARTS])
-    }
+    scored = {step: found for step, summary in summaries.items() if all(found := [_score(summary, part, metric) for part in _PARTS])}
     if not scored:
         return None
     sides: dict[int, Sequence[Interval]] = {step: [one for one in found if one is not None] for step, found in scored.items()}
