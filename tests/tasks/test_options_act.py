@@ -77,7 +77,7 @@ OPTIONS: dict[str, Option] = dict(
         one("objective.loss{siglip}.initial_bias", "-3.0", SIGLIP),
         one("objective.temperature.initial", "0.2"),
         one("objective.temperature.learnable", "false", "optim.rates.objective=0.1"),
-        one("objective.temperature.min_scale", "14.28", "optim.rates.objective=0.1"),
+        one("objective.temperature.min_scale", "49.99", "objective.temperature.initial=0.02", "optim.rates.objective=0.1"),
         one("objective.temperature.max_scale", "2.01", SIGLIP, "objective.temperature.initial=0.5", "optim.rates.objective=0.1"),
         # a text has no article, so this one acts on tiles alone
         one("objective.masks.same_article", "false", phases=TILE),
