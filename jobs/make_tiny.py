@@ -3,6 +3,7 @@
 python -m jobs.make_tiny                                         both, into runs/make_tiny
 python -m jobs.make_tiny --model reader --device cpu --out DIR
 python -m jobs.make_tiny --model reader reading:optim.steps=500  with overrides of a stage's recipe in recipes/tiny/
+python -m jobs.make_tiny --exam --questions 150                  only the exam, of the models that ship
 
 Started again, it goes on where it was. The models lie in DIR/tiny-embedder and DIR/tiny-reader; to ship them, copy their files over those
 in platform/stairstep/tiny/bases/.
@@ -19,7 +20,7 @@ import torch
 from jobs.common import run
 from stairstep.records import StopFlag, logging_setup
 from stairstep.settings import InputError
-from stairstep.tasks.pretraining.make import STAGES, make
+from stairstep.tasks.pretraining.make import REPORTED_SEEDS, STAGES, examine, make
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "tiny"
 
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/make_tiny"))
     parser.add_argument("--workers", type=int, default=None, help="processes that draw pages; default: half of the cores, at most 14")
     parser.add_argument("--questions", type=int, default=1000, help="questions of each world of the final exam")
+    parser.add_argument("--exam", action="store_true", help="make nothing; examine the models that ship")
     parser.add_argument("overrides", nargs="*", metavar="stage:key.path=value")
     options = parser.parse_intermixed_args(arguments)
     for text in options.overrides:
@@ -49,6 +51,12 @@ def main(arguments: list[str]) -> int:
     logging_setup()
     workers = options.workers if options.workers is not None else min(14, max(1, (os.cpu_count() or 2) // 2))
     kinds = list(STAGES) if options.model == "all" else [options.model]
+    if options.exam:
+        for kind in kinds:
+            for seed in REPORTED_SEEDS:
+                for name, one in examine(kind, f"tiny-{kind}", _device(options.device), seed, options.questions).items():
+                    print(f"tiny-{kind}, world {seed}: {name:<15} {one.value:.3f} [{one.low:.3f} {one.high:.3f}]  n={one.n}", flush=True)
+        return 0
     with StopFlag() as stop:
         for kind in kinds:
             made = make(

@@ -394,7 +394,7 @@ def test_a_run_folder_that_cannot_be_written(job: Job, small: Any, tmp_path: Pat
     root = f"run.root={tmp_path / 'file' / 'runs'}"
     for verb, flags in (("train", []), ("evaluate", ["--base"])):
         told = message(job(verb, small.recipe, root, *flags))
-        assert str(tmp_path / "file" / "runs") in told
+        assert str(tmp_path / "file") in told
         assert "choose another run.root" in told
 
 
