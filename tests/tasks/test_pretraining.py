@@ -104,11 +104,12 @@ def test_a_checkpoint_is_an_ordinary_model_folder(kind: str, base: Path, tmp_pat
 @pytest.mark.parametrize(("kind", "change"), [("glyphs", "task.one_look=1"), ("reading", "task.look=one"), ("matching", "task.text=[1]")])
 def test_the_loss_falls(kind: str, change: str, base: Path, tmp_path: Path) -> None:
     long = ("optim.steps=24", "optim.batch=12", "evaluation.every=24", "checkpoints.every=24", "optim.schedule.shape=constant")
-    folder = run(recipe(kind, base, tmp_path, *long, change))
+    slower = ("optim.rates.llm=1e-3",) if kind == "matching" else ()  # its batches differ much; at 1e-2 it only shakes
+    folder = run(recipe(kind, base, tmp_path, *long, *slower, change))
     rows = MetricLog(folder / "metrics.jsonl").rows()
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
     assert len(losses) == 24
-    assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
+    assert sum(losses[-8:]) / 8 < 0.95 * sum(losses[:4]) / 4
     assert [row["step"] for row in rows if any(name.startswith("exam/") for name in row)] == [0, 24]
 
 
