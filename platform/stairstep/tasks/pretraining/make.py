@@ -49,12 +49,14 @@ STAGES: dict[TinyModel, tuple[Stage, ...]] = {
         Stage("glyphs", "glyphs", ("task.look=generic", "model.base=tiny-embedder")),
         Stage("matching", "matching"),
         Stage("variety", "variety"),
+        Stage("facts", "facts"),
     ),
     "reader": (
         Stage("glyphs", "glyphs", ("task.look=world", "model.base=tiny-reader", "optim.steps=1200")),
         Stage("spelling", "spelling"),
         Stage("reading", "reading"),
         Stage("evidence", "evidence"),
+        Stage("questions", "questions"),
     ),
 }
 
@@ -92,6 +94,8 @@ def _recipe(
     path = recipes / f"{stage.recipe}.yaml"
     own = [f"run.root={out / 'runs'}", f"run.name={kind}-{stage.name}", f"task.workers={workers}", f"cluster.device={device.type}"]
     start = [f"model.base={base}"] if base is not None else []
+    if device.type == "cpu":
+        own.append("model.dtype=float32")  # without bfloat16 units a CPU multiplies it several times slower
     named = [text.partition(":")[2] for text in more if text.startswith(f"{stage.recipe}:")]
     return load_recipe(path, [*stage.changes, *own, *start, *named])
 

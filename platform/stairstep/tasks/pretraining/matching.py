@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _SIZES = (16, 18, 20)
 _MULTIPLE = 16
+_SAME_ARTICLE = 0.45  # share of a group's pages that keep the title of the page before
 _ASKING = (
     "what",
     "which",
@@ -79,16 +80,18 @@ class Match:
 
 
 def matches(rng: random.Random, count: int) -> list[Match]:
-    """Pages of one step, in groups of one to three with near-equal titles."""
+    """Pages of one step, in groups of one to three: pages of one article, which only their facts tell apart, and near-equal titles."""
     found: list[Match] = []
     while len(found) < count:
         title = [unworldly_name(rng), unworldly_name(rng, 6) if rng.random() < 0.4 else "", _plain_word(rng)]
-        for _ in range(rng.choice((1, 1, 2, 3))):
+        for _ in range(rng.choice((1, 2, 2, 3))):
             match = _match(rng, title)
             if match is not None:
                 found.append(match)
-            place = 2 if rng.random() < 0.7 else 0
-            title = [*title[:place], _plain_word(rng) if place else unworldly_name(rng), *title[place + 1 :]]
+            chance = rng.random()
+            if chance >= _SAME_ARTICLE:
+                place = 2 if chance < 0.8 else 0
+                title = [*title[:place], _plain_word(rng) if place else unworldly_name(rng), *title[place + 1 :]]
     return found[:count]
 
 
@@ -120,11 +123,11 @@ def _match(rng: random.Random, title: Sequence[str]) -> Match | None:
 
 
 def _query(rng: random.Random, names: Sequence[str], qualifier: str, label: str) -> str:
-    """A query: what is asked for in the page's words or in others, then the title or most of it."""
-    about = label if rng.random() < 0.6 else _plain_word(rng)
+    """A query: what is asked for, mostly in the page's word, then the title or, under another qualifier, the name alone."""
+    about = label if rng.random() < 0.85 else _plain_word(rng)
     chance = rng.random()
     name = " ".join(names)
-    title = f"the {qualifier} {name}" if chance < 0.5 else f"{name} ({qualifier})" if chance < 0.8 else f"the {_plain_word(rng)} {name}"
+    title = f"the {qualifier} {name}" if chance < 0.4 else f"{name} ({qualifier})" if chance < 0.7 else f"the {_plain_word(rng)} {name}"
     asking = rng.choices(_ASKING, k=rng.randint(1, 3))
     words = [*asking, about, *rng.choices(_ASKING, k=rng.randint(0, 2)), title]
     if rng.random() < 0.4:

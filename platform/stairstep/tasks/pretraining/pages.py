@@ -101,17 +101,47 @@ def as_tensor(images: Sequence[np.ndarray]) -> Tensor:
 
 
 def varied(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
-    """A page a little narrower, slanted and moved, and in other shades: what is learned on three fonts then holds for others."""
+    """A page that another hand has set: its letters bent, slanted, moved, bolder or thinner, and in other shades, now and then light on
+    dark or with its first lines on a ground of their own. What is learned on three fonts then holds for others."""
     height, width, _ = pixels.shape
-    narrower, slant = rng.uniform(0.86, 1.02), rng.uniform(-0.1, 0.1)
-    right, down = rng.uniform(-3, 3), rng.uniform(-2.5, 2.5)
+    wide, slant = rng.uniform(0.84, 1.04), rng.uniform(-0.12, 0.12)
+    right, down = rng.uniform(-4, 4), rng.uniform(-2.5, 2.5)
     ground = tuple(int(part) for part in pixels[-1, -1])
-    matrix = (1 / narrower, slant, -right / narrower - slant * height / 2, 0.0, 1.0, -down)
+    matrix = (1 / wide, slant, -right / wide - slant * height / 2, 0.0, 1.0, -down)
     moved = Image.fromarray(pixels).transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=ground)
-    dark, light = rng.uniform(0, 70), rng.uniform(200, 255)
-    tint = np.array([rng.uniform(-12, 12) for _ in range(3)])
-    shades = dark + np.asarray(moved, dtype=np.float32) * ((light - dark) / 255) + tint
+    drawn = _bent(rng, np.asarray(moved, dtype=np.float32))
+    neighbour = np.roll(drawn, 1, axis=1)
+    weight = rng.uniform(-0.45, 0.6)  # below nothing: thinner
+    drawn += abs(weight) * ((np.minimum if weight > 0 else np.maximum)(drawn, neighbour) - drawn)
+    shades = _shaded(rng, drawn)
+    if rng.random() < 0.15:
+        seam = 32 * rng.choice((1, 1, 2))
+        shades[:seam] = _shaded(rng, drawn[:seam])
     return shades.round().clip(0, 255).astype(np.uint8)
+
+
+def _bent(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
+    """Columns and rows pulled together here and apart there, by a pixel or so: letters of other widths and heights."""
+    for axis, most in ((1, 2.0), (0, 1.0)):
+        count = pixels.shape[axis]
+        places = np.arange(count, dtype=np.float32)
+        for _ in range(2):
+            waves = rng.uniform(1, 7 if axis else 4)
+            places = places + rng.uniform(0, most) * np.sin(2 * np.pi * (waves * np.arange(count) / count + rng.random())).astype(np.float32)
+        places = places.clip(0, count - 1.001)
+        first = places.astype(np.int64)
+        share = (places - first).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        pixels = pixels.take(first, axis) * (1 - share) + pixels.take(first + 1, axis) * share
+    return pixels
+
+
+def _shaded(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
+    """Dark on light in other shades, or the other way round."""
+    dark, light = rng.uniform(0, 80), rng.uniform(190, 255)
+    if rng.random() < 0.2:
+        dark, light = light, dark
+    tint = np.array([rng.uniform(-25, 25) for _ in range(3)], dtype=np.float32)
+    return dark + pixels * np.float32((light - dark) / 255) + tint
 
 
 def share_at(shares: Sequence[float], step: int, steps: int) -> float:
