@@ -200,7 +200,7 @@ def test_both_models_are_made_stage_by_stage_and_gone_on_with(
     assert calls[0] == calls[1] == "reader-glyphs"
     assert all(one.dtype == torch.bfloat16 for one in load_file(made / "model.safetensors").values())
     figures = json.loads((tmp_path / "tiny-reader.json").read_text())
-    assert set(figures["worlds"]["7"]) == {"single", "three", "wrong_tiles", "blank", "swapped"}
+    assert set(figures["worlds"]["7"]) == {"single", "wrong_tile", "three", "wrong_tiles", "blank", "swapped"}
     assert figures["stages"]["reading"]["steps"] == 2
     done = len(calls)
     assert make.make(*arguments) == made

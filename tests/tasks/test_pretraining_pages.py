@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from stairstep.tasks.pretraining.exam import PARTS, open_exam
 from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
 from stairstep.tasks.pretraining.matching import matches
-from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, unworldly_name
+from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, unworldly_name, varied
 from stairstep.tasks.pretraining.samples import BLANK, drill, questions, transcriptions
 from stairstep.tasks.pretraining.settings import ReadingTaskSettings
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
@@ -50,6 +51,26 @@ def test_the_embedder_sees_nothing_of_a_worlds_look():
     assert {one.page.layout for one in found} == set(PRETRAINING_LAYOUTS)
     shared = [sum(word.strip("()?.") in one.passage.split() for word in one.query.split()) for one in found]
     assert sum(count >= 1 for count in shared) > 0.9 * len(found)
+
+
+def test_pages_of_one_article_are_told_apart_by_their_facts_alone():
+    found = matches(random.Random(2), 300)
+    together = [(one, other) for one, other in pairwise(found) if _title(one) == _title(other)]
+    assert len(together) > 40
+    told = [bool(_words_of(one.query) & (_words_of(one.passage) - _words_of(other.passage))) for one, other in together]
+    assert sum(told) > 0.7 * len(told), "most queries have a word that the article's other page has not"
+
+
+def test_a_varied_page_is_the_page_in_other_shades():
+    """Each hand differs from the next, and the letters stay: a varied page correlates with its own page more than with another."""
+    rng = random.Random(9)
+    pages = [one.page.render() for one in matches(rng, 12)]
+    hands = [varied(rng, page) for page in pages]
+    assert all(hand.shape == page.shape and hand.dtype == np.uint8 for hand, page in zip(hands, pages, strict=True))
+    assert len({hand.tobytes() for hand in hands}) == len(hands)
+    alike = np.corrcoef([_ink(one) for one in (*pages, *hands)])[: len(pages), len(pages) :]
+    assert (alike.argmax(axis=0) == np.arange(len(pages))).mean() > 0.6
+    assert any(hand[-1].mean() < 90 for hand in (varied(rng, pages[0]) for _ in range(40))), "now and then light on dark"
 
 
 def test_labels_tell_the_character_at_each_place():
@@ -96,6 +117,20 @@ def test_a_drill_tells_the_truth():
     assert set(places) == {0, 1, 2}, "the right tile stands anywhere"
 
 
+def _ink(page: np.ndarray) -> np.ndarray:
+    """How much there is to read in each 8×16 piece of a page, whatever its shades."""
+    edges = np.abs(np.diff(page.astype(np.float32).mean(axis=2), axis=0, append=0))[:-8]
+    return edges.reshape(15, 8, 12, 16).mean(axis=(1, 3)).ravel()
+
+
+def _title(match) -> str:
+    return " ".join(row.text for row in match.page.rows if row.role == "title").lower()
+
+
+def _words_of(text: str) -> set[str]:
+    return {word.strip(".,()?").lower() for word in text.split()}
+
+
 def _words(page) -> set[str]:
     return {word.strip(".,()") for line in page.lines for word in line.split()}
 
@@ -119,20 +154,21 @@ def test_an_exam_asks_what_its_tiles_say():
     exam = open_exam(6, 30)
     assert len(exam.asked) == 30
     by_pixels = {tile.numpy().tobytes(): page for tile, page in zip(exam.pixels, exam.shelf.pages, strict=True)}
-    for name in ("single", "three", "wrong_tiles"):
+    for name in ("single", "three", "wrong_tile", "wrong_tiles"):
+        known = not name.startswith("wrong")
         asking, expected = PARTS[name](exam)
         for one, (question, tiles), wanted in zip(exam.asked, asking, expected, strict=True):
             assert question == one.text
             shown = [by_pixels[tile.numpy().tobytes()] for tile in tiles]
             said = [one.answer in _words(page) and " ".join(page.lines).startswith(one.article.title.text) for page in shown]
-            assert sum(said) == (name != "wrong_tiles")
-            assert wanted == (UNKNOWN if name == "wrong_tiles" else one.answer)
+            assert sum(said) == known
+            assert wanted == (one.answer if known else UNKNOWN)
     asking, expected = PARTS["blank"](exam)
     assert all(bool((tiles[0] == 255).all()) for _, tiles in asking)
     asking, expected = PARTS["swapped"](exam)
     assert len(asking) > 20
-    known = {one.text: one.answer for one in exam.asked}
+    answers = {one.text: one.answer for one in exam.asked}
     originals = {tile.numpy().tobytes() for tile in exam.pixels}
     for (question, tiles), wanted in zip(asking, expected, strict=True):
-        assert wanted != known[question]
+        assert wanted != answers[question]
         assert tiles[0].numpy().tobytes() not in originals

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from tasks_faults import strike
 from tasks_world import make_recipe, recipe_tree
 
-from stairstep.records import RunFolder, read_json
+from stairstep.records import RunFolder, comparable, read_json
 from stairstep.settings import to_yaml
 from stairstep.tasks import Recipe
 
@@ -229,6 +229,21 @@ def test_a_user_stops_a_run_and_it_goes_on(whole: SimpleNamespace, stories: Any)
     assert story.said.splitlines()[-1].startswith(f"stopped at step {story.checkpoints[-1]}")
     assert story.codes_after == [0], story.said_after
     assert_same(whole, story.recipe)
+
+
+def test_evaluations_after_training_find_what_evaluations_in_between_find(whole: SimpleNamespace, made: Callable[..., Recipe]) -> None:
+    """Also when the process is killed between two of them: the checkpoints that wait are still there."""
+    recipe = made("evaluation.mode=after")
+    assert trained(recipe, "evaluated", 2, signal.SIGKILL) == -signal.SIGKILL
+    assert [one.step for one in RunFolder.open(folder_of(recipe)).checkpoints()] == [0, 3, STEPS]
+    assert trained(recipe) == 0, log_of(recipe).read_text()
+    # The best step is known only at the end, so no checkpoint's record has it; the run's last line does.
+    expected = {f"checkpoint-{STEPS}/{name}" for name in ("trainer.json", "COMPLETE")} | {"recipe.yaml"}
+    found = differences(whole.folder.path, folder_of(recipe))
+    assert {line for line in found if not line.startswith("metrics.jsonl")} <= expected
+    logs = [comparable(RunFolder.open(path).metrics.rows()) for path in (whole.folder.path, folder_of(recipe))]
+    assert logs[0] == logs[1], "the same events, the evaluations' only later"
+    assert log_of(recipe).read_text().splitlines()[-1].split(";")[1] == log_of(whole.recipe).read_text().splitlines()[-1].split(";")[1]
 
 
 def test_the_comparison_sees_differences(whole: SimpleNamespace, made: Callable[..., Recipe]) -> None:

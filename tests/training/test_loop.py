@@ -76,8 +76,19 @@ class ToyJournal:
         self.saved[step] = ({name: value.clone() for name, value in tensors.items()}, dict(record), weights, len(self.events))
         self.order.append(f"checkpoint@{step}")
 
+    def recall(self, step: int) -> bool:
+        assert self.trainer is not None
+        if step not in self.saved:
+            return False
+        with torch.no_grad():
+            for name, parameter in self.trainer.optimizer.named.items():
+                parameter.copy_(self.saved[step][2][name])
+        self.order.append(f"recall@{step}")
+        return True
+
     def evaluating(self, step: int) -> None:
-        assert self.trainer is not None and self.trainer.progress.step == step
+        assert self.trainer is not None
+        assert self.trainer.progress.step == step or self.trainer.cadence.evaluation_waits
 
     def evaluated(self, step: int, best_step: int | None) -> None:
         self.best.append(best_step)
@@ -185,6 +196,41 @@ def test_early_stopping_looks_at_the_selection_split_and_not_at_step_zero() -> N
     outcome = trainer(ToyTask(scores), journal, steps=20, cadence=Cadence(evaluation=2), stop_after=2).run()
     assert (outcome.reason, outcome.step, outcome.best_step, outcome.best_score) == ("converged", 8, 4, 0.5)
     assert journal.best == [None, 2, 4, 4, 4]
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_evaluations_that_wait_see_the_weights_of_their_steps(ema: float | None) -> None:
+    scores = {4: 0.2, 8: 0.5, 12: 0.3}
+    inline, after = ToyTask(scores), ToyTask(scores)
+    told, waited = ToyJournal(), ToyJournal()
+    outcome = trainer(inline, told, cadence=Cadence(evaluation=4), ema_decay=ema).run()
+    assert trainer(after, waited, cadence=Cadence(evaluation=4, evaluation_waits=True), ema_decay=ema).run() == outcome
+    assert outcome.best_step == 8
+    assert waited.best == told.best == [None, 4, 8, 8]
+    assert len(after.seen) == 4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(after.seen, inline.seen, strict=True))
+    assert waited.order[0] == "checkpoint@0"
+    assert waited.order[-8:] == [event for step in (0, 4, 8, 12) for event in (f"recall@{step}", f"toy@{step}")]
+
+
+def test_a_stop_among_the_waiting_evaluations_keeps_them_waiting() -> None:
+    scores = {4: 0.2, 8: 0.5, 12: 0.3}
+    task, journal = ToyTask(scores), ToyJournal()
+    first = trainer(task, journal, cadence=Cadence(evaluation=4, evaluation_waits=True))
+
+    def stops_after_two() -> bool:
+        return len(journal.best) == 2
+
+    journal.stop_requested = stops_after_two  # type: ignore[method-assign]
+    assert first.run().reason == "stopped"
+    assert first.waiting == (0, 4, 8, 12), "no checkpoint may go before all are evaluated"
+    again = ToyJournal()
+    again.saved = journal.saved
+    resumed = trainer(ToyTask(scores), again, cadence=Cadence(evaluation=4, evaluation_waits=True))
+    resumed.load(*journal.saved[12][:2])
+    outcome = resumed.run()
+    assert (outcome.reason, outcome.best_step, again.best) == ("finished", 8, [None, 4, 8, 8])
+    assert resumed.waiting == ()
 
 
 def test_rates_by_group_decay_and_clipping_act() -> None:

@@ -37,6 +37,11 @@ class EvaluationSettings:
     """When and on what a run is measured."""
 
     every: int = setting(50, doc="Steps between evaluations on the question sets; step 0 and the last are always among them.", minimum=1)
+    mode: Literal["inline", "after"] = setting(
+        "inline",
+        doc="When question sets are measured: while training waits, or (after) all their steps' checkpoints once training has ended, for "
+        "people whose only GPU cannot hold the trainer and the reader at once.",
+    )
     loss_every: int = setting(25, doc="Steps between validation losses; step 0 and the last are always among them; 0: none.", minimum=0)
     loss_batches: int = setting(
         5,

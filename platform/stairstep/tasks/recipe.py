@@ -70,6 +70,11 @@ class Recipe:
 
     def check(self) -> None:
         """What no room can see alone."""
+        if self.evaluation.mode == "after" and self.optim.stop_after is not None:
+            raise SettingError(
+                "optim.stop_after",
+                "there is no score to stop by before evaluation.mode=after looks; say evaluation.mode=inline, or stop_after=null",
+            )
         if self.phases.text_warmup_steps > self.optim.steps:
             raise SettingError("phases.text_warmup_steps", f"{self.phases.text_warmup_steps} is more than optim.steps ({self.optim.steps})")
         if self.evaluation.pairs and not self.data.validation:

@@ -111,6 +111,15 @@ class RunJournal:
         self.collective.barrier()
         self._reported(step, {"checkpoint": float(step)})
 
+    def recall(self, step: int) -> bool:
+        """The weights of a step, as its checkpoint has them."""
+        place = self.folder.checkpoint_path(step)
+        if not place.is_dir():
+            _LOG.warning("step %d: it was evaluated before or its checkpoint was deleted; it is not evaluated again", step)
+            return False
+        self.task.load(place)
+        return True
+
     def evaluating(self, step: int) -> None:
         """Say so in the status."""
         if self.first:
@@ -134,7 +143,7 @@ class RunJournal:
         assert self.trainer is not None
         keep, best_step = self.recipe.checkpoints, self.trainer.progress.best_step  # the trainer's own, which a resume restores
         best = {best_step} if keep.keep_best and best_step is not None else set()
-        self.folder.prune(keep.keep, {step, *best})
+        self.folder.prune(keep.keep, {step, *best, *self.trainer.waiting})
 
 
 def train(
@@ -158,7 +167,8 @@ def train(
         with _failure_in_status(folder if first else None):
             task = build_task(recipe, workers, folder)
             journal = RunJournal(recipe, folder, task, workers, stop, reported)
-            cadence = Cadence(recipe.evaluation.loss_every, recipe.evaluation.every, recipe.checkpoints.every)
+            evaluation = recipe.evaluation
+            cadence = Cadence(evaluation.loss_every, evaluation.every, recipe.checkpoints.every, evaluation.mode == "after")
             journal.trainer = trainer = Trainer(task, recipe.optim, recipe.phases, cadence, journal, workers)
             checkpoints = folder.checkpoints()
             if checkpoints:

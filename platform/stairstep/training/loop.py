@@ -3,6 +3,8 @@
 It knows no Ray and no file format: a task computes, a journal keeps. Everything but the weights is a function of the step, so a run
 that goes on from a checkpoint takes the very steps that it would have taken. At a step the order is: update, log, checkpoint,
 validation, evaluation; a checkpoint therefore never holds an evaluation of its own step, and a resumed run evaluates that step again.
+Where evaluations wait for the end, their steps are only saved, then taken back one after the other once the last update is done; a run
+that goes on in the midst of that evaluates them all again.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ class Cadence:
     validation: int = 0
     evaluation: int = 0
     checkpoint: int = 0
+    evaluation_waits: bool = False  # until training has ended
 
 
 @dataclass
@@ -95,6 +98,12 @@ class Trainer:
         self.optimizer = NamedAdamW(task.groups(), optim)
         self.averaged = AveragedWeights(self.optimizer.named, optim.ema_decay)
         self.progress = Progress()
+        self._waiting: list[int] = []
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The steps whose evaluation waits for the end of training: their checkpoints have to stay."""
+        return tuple(self._waiting)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain values from which `load` restores this trainer; the task's own weights are saved by the task."""
@@ -111,6 +120,10 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the last step, to convergence on the selection split, or to a stop request."""
+        if self.cadence.evaluation_waits:
+            self._waiting = [step for step in range(self.progress.step + 1) if self._due(self.cadence.evaluation, step)]
+            if self.progress.step == 0 and self._waiting:
+                self.journal.checkpoint(0)
         if self._look(self.progress.step):
             return self._outcome("converged")
         while self.progress.step < self.optim.steps:
@@ -123,7 +136,21 @@ class Trainer:
                 return self._outcome("stopped")
             if self._look(step):
                 return self._outcome("converged")
-        return self._outcome("finished")
+        return self._outcome("finished" if self._look_back() else "stopped")
+
+    def _look_back(self) -> bool:
+        """The evaluations that waited, each of its own weights; false if a stop was asked for before they were done."""
+        if self._waiting:
+            self.progress.best_step, self.progress.best_score = None, None
+        for step in self.waiting:
+            if self.agreement.any(self.journal.stop_requested()):
+                return False
+            if self.journal.recall(step):
+                self._evaluate(step)
+            if step == self._waiting[-1]:
+                self._waiting = []
+            self.journal.evaluated(step, self.progress.best_step)
+        return True
 
     def _update(self, step: int) -> None:
         started = time.perf_counter()
@@ -162,7 +189,16 @@ class Trainer:
         """Validate and evaluate a step where that is due; true when early stopping ends the run."""
         if self._due(self.cadence.validation, step):
             self._validate()
-        return self._due(self.cadence.evaluation, step) and self._evaluate(step)
+        if not self._due(self.cadence.evaluation, step):
+            return False
+        if self.cadence.evaluation_waits:
+            if step not in self._waiting:
+                self._waiting.append(step)
+            return False
+        with self.averaged.in_place():
+            self._evaluate(step)
+        self.journal.evaluated(step, self.progress.best_step)
+        return self.optim.stop_after is not None and self.progress.evaluations_since_best >= self.optim.stop_after
 
     def _validate(self) -> None:
         with self.averaged.in_place():
@@ -170,15 +206,12 @@ class Trainer:
         if values:
             self.journal.log(self.progress.step, {f"validation/{name}": value for name, value in values.items()})
 
-    def _evaluate(self, step: int) -> bool:
+    def _evaluate(self, step: int) -> None:
         self.journal.evaluating(step)
-        with self.averaged.in_place():
-            report = self.task.evaluate(step)
+        report = self.task.evaluate(step)
         if report.metrics:
             self.journal.log(step, dict(report.metrics))
         self._judge(step, report)
-        self.journal.evaluated(step, self.progress.best_step)
-        return self.optim.stop_after is not None and self.progress.evaluations_since_best >= self.optim.stop_after
 
     def _judge(self, step: int, report: EvaluationReport) -> None:
         """Keep-best and early stopping look at the selection split alone, and never at the untrained step 0."""

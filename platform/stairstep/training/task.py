@@ -57,6 +57,9 @@ class Journal(Protocol):
     def checkpoint(self, step: int) -> None:
         """Save task and trainer as they are now."""
 
+    def recall(self, step: int) -> bool:
+        """Give the task the weights of a step's checkpoint; false where that is gone."""
+
     def evaluating(self, step: int) -> None:
         """An evaluation begins."""
 

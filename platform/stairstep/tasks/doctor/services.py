@@ -97,7 +97,12 @@ def reader(patient: Patient) -> Answer:
         _reader_files(named.model)
     if not patient.deep:
         return left(f"{named.model}{where}: asked by python -m jobs.doctor alone")
-    answer = ask_reader(patient.recipe)
+    try:
+        answer = ask_reader(patient.recipe)
+    except UnreachableError as error:
+        if patient.recipe.evaluation.mode == "inline":
+            raise
+        return bad(str(error), "start it before training ends: evaluation.mode=after asks it then", needed=False)
     said = f"{named.model}{where}: '{question()}' is answered '{_short(answer)}' from a page that says"
     if exact_grade(answer, RIGHT) == "correct":
         return good(f"{said} so")

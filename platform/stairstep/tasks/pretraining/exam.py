@@ -56,7 +56,7 @@ def open_exam(seed: int, questions: int) -> Exam:
 
 
 def reading_scores(reader: Reader, seed: int, questions: int) -> dict[str, Interval]:
-    """Exact answers from the right tile alone, from three tiles, with only wrong tiles, from blank tiles and from swapped values."""
+    """Exact answers from the right tile alone, from three tiles, with one and with three wrong tiles, from blank tiles, swapped values."""
     exam = open_exam(seed, questions)
     return {name: _share(reader, *part(exam)) for name, part in PARTS.items()}
 
@@ -82,11 +82,21 @@ def three(exam: Exam) -> tuple[list[Asking], list[str]]:
     return asking, [one.answer for one in exam.asked]
 
 
-def wrong(exam: Exam) -> tuple[list[Asking], list[str]]:
-    """Each question with three wrong tiles: other tiles of its article, tiles of near-equal titles, any tiles."""
-    rng = exam.rng("wrong")
-    asking = [(one.text, [exam.pixels[tile] for tile in exam.shelf.wrong(rng, one.article, one.fact, 3, blanks=0)]) for one in exam.asked]
+def _wrong(exam: Exam, part: str, tiles: int) -> tuple[list[Asking], list[str]]:
+    rng = exam.rng(part)
+    chosen = [exam.shelf.wrong(rng, one.article, one.fact, tiles, blanks=0) for one in exam.asked]
+    asking = [(one.text, [exam.pixels[tile] for tile in wrong]) for one, wrong in zip(exam.asked, chosen, strict=True)]
     return asking, [UNKNOWN] * len(asking)
+
+
+def wrong_tile(exam: Exam) -> tuple[list[Asking], list[str]]:
+    """Each question with one wrong tile: another tile of its article, one of a near-equal title, any tile."""
+    return _wrong(exam, "wrong tile", 1)
+
+
+def wrong(exam: Exam) -> tuple[list[Asking], list[str]]:
+    """Each question with three wrong tiles of these kinds."""
+    return _wrong(exam, "wrong", 3)
 
 
 def blank(exam: Exam) -> tuple[list[Asking], list[str]]:
@@ -116,6 +126,7 @@ def swapped(exam: Exam) -> tuple[list[Asking], list[str]]:
 
 PARTS: dict[str, Callable[[Exam], tuple[list[Asking], list[str]]]] = {
     "single": single,
+    "wrong_tile": wrong_tile,
     "three": three,
     "wrong_tiles": wrong,
     "blank": blank,

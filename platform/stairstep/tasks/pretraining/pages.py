@@ -125,9 +125,10 @@ def _bent(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
     for axis, most in ((1, 2.0), (0, 1.0)):
         count = pixels.shape[axis]
         places = np.arange(count, dtype=np.float32)
+        steps = np.arange(count, dtype=np.float32)
         for _ in range(2):
-            waves = rng.uniform(1, 7 if axis else 4)
-            places = places + rng.uniform(0, most) * np.sin(2 * np.pi * (waves * np.arange(count) / count + rng.random())).astype(np.float32)
+            turns, start, height = rng.uniform(1, 7 if axis else 4), rng.random(), rng.uniform(0, most)
+            places = places + height * np.sin(2 * np.pi * (turns / count * steps + start), dtype=np.float32)
         places = places.clip(0, count - 1.001)
         first = places.astype(np.int64)
         share = (places - first).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))

@@ -66,7 +66,9 @@ class MatchingTaskSettings:
         minimum=0,
         maximum=1,
     )
-    varied: float = setting(0.0, doc="Share of pages with bent, slanted, moved, bolder or thinner letters in other shades.", minimum=0, maximum=1)
+    varied: float = setting(
+        0.0, doc="Share of pages with bent, slanted, moved, bolder or thinner letters in other shades.", minimum=0, maximum=1
+    )
     exam_seed: int = setting(900_000, doc="Seed of the tinywiki world whose questions measure the task.", minimum=0)
     held_out: int = setting(300, doc="Questions of each look at the task's own score.", minimum=1)
     workers: int = setting(0, doc="Processes that draw pages ahead of their use; 0: this process draws them.", minimum=0)
