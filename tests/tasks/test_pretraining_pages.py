@@ -12,6 +12,7 @@ from stairstep.tasks.pretraining.exam import PARTS, open_exam
 from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
 from stairstep.tasks.pretraining.matching import matches
 from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, unworldly_name, varied
+from stairstep.tasks.pretraining.reading import value_labels
 from stairstep.tasks.pretraining.samples import BLANK, drill, questions, transcriptions
 from stairstep.tasks.pretraining.settings import ReadingTaskSettings
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
@@ -123,8 +124,9 @@ def _ink(page: np.ndarray) -> np.ndarray:
     return edges.reshape(15, 8, 12, 16).mean(axis=(1, 3)).ravel()
 
 
-def _title(match) -> str:
-    return " ".join(row.text for row in match.page.rows if row.role == "title").lower()
+def _title(match) -> list[str]:
+    """The words of a title in whichever form: `Ofennas Ofaz` and `Ofaz (ofennas)` are one."""
+    return sorted(word.strip("()").lower() for row in match.page.rows if row.role == "title" for word in row.text.split())
 
 
 def _words_of(text: str) -> set[str]:
@@ -133,6 +135,27 @@ def _words_of(text: str) -> set[str]:
 
 def _words(page) -> set[str]:
     return {word.strip(".,()") for line in page.lines for word in line.split()}
+
+
+def test_every_value_is_labelled_where_it_stands_with_its_own_fact():
+    practice = questions(random.Random(8), "world", 60, 1, 0.3)
+    assert len(practice.facts) == len(practice.pages)
+    for page, facts in zip(practice.pages, practice.facts, strict=True):
+        drawing = page.drawing()
+        found = value_labels(drawing, facts)
+        assert facts and len(set(found) - {0}) == len(facts), "each fact has a number of its own"
+        for fact in facts:
+            cells = np.flatnonzero(found == value_labels(drawing, [fact]).max())
+            under = {(top + bottom) // 2 // CELL * 6 + (left + right) // 2 // CELL for _, left, top, right, bottom in drawing.characters}
+            assert set(cells) <= under
+            spelled = "".join(
+                letter
+                for letter, left, top, right, bottom in drawing.characters
+                if (top + bottom) // 2 // CELL * 6 + (left + right) // 2 // CELL in cells
+            )
+            assert fact.value in spelled or any(other.value in spelled for other in facts if other != fact)
+    blank = value_labels(practice.pages[0].drawing(), [])
+    assert not blank.any()
 
 
 def test_transcriptions_are_the_pages_lines():

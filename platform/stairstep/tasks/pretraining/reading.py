@@ -1,9 +1,15 @@
-"""The reading task: transcription and questions, through the very prompts that a reader is later sent."""
+"""The reading task: transcription and questions, through the very prompts that a reader is later sent.
+
+A reader that spells well still takes the wrong value from a page. A second loss on the vision tower tells it directly: of which fact is
+the value under each visual token? Its linear head is thrown away, like that of the glyph stage.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -11,7 +17,9 @@ from torch.nn import Parameter
 from stairstep.models.prompts import Prompts
 from stairstep.models.reading import Reader, language_states
 from stairstep.models.tower import Features, tower_features
-from stairstep.tiny.render import HEIGHT, WIDTH
+from stairstep.tiny.articles import Fact
+from stairstep.tiny.kinds import KINDS
+from stairstep.tiny.render import HEIGHT, WIDTH, Drawing
 from stairstep.training import EvaluationReport, StepReport
 
 from .ahead import Batch
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
 
 _SIZE = (HEIGHT, WIDTH)
 _MULTIPLE = 16  # lengths are rounded up, so that a GPU meets few different shapes
+_CELL = 32  # of a visual token, in pixels
+_FACTS = {fact: index for index, fact in enumerate((fact for kind in KINDS for fact in kind.facts), start=1)}  # 0: no value
 
 
 class ReadingTask(Pretraining):
@@ -36,11 +46,21 @@ class ReadingTask(Pretraining):
         self.settings = recipe.task
         super().__init__(recipe, device, False, recipe.task.workers)
         self.prompts = Prompts(self.tokenizer, self.model.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.model.init_seed)
+            self.head = nn.Linear(self.model.config.vision_config.out_hidden_size, len(_FACTS) + 1).to(device)
 
     def groups(self) -> dict[str, list[tuple[str, Parameter]]]:
-        """All parameters, or those of the language model alone."""
+        """All parameters with the head of values, or those of the language model alone."""
         every = super().groups()
-        return every if self.settings.train_tower else {"llm": every["llm"]}
+        if not self.settings.train_tower:
+            return {"llm": every["llm"]}
+        head = [(f"head.{name}", one) for name, one in self.head.named_parameters()] if self.settings.values else []
+        return {**every, "merger": [*every["merger"], *head]}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The head, where it is trained."""
+        return {name: one.data for name, one in self.head.named_parameters()} if self.settings.values else {}
 
     def make_batch(self, step: int) -> Batch:
         """Pages, prompts with their answers, and the tokens to be predicted."""
@@ -50,9 +70,17 @@ class ReadingTask(Pretraining):
         """One batch of answers."""
         batch, waited = self.take(step)
         with self.computing():
-            loss, exact = answer_loss(self.model, batch, self.device, self.settings.train_tower)
-            loss.backward()
-        return StepReport(float(loss.detach()), {"exact": exact, "tiles": float(batch["tiles"].shape[1])}, waited_s=waited)
+            seen = seen_pages(self.model, batch, self.device, self.settings.train_tower)
+            loss, exact = answer_loss(self.model, batch, seen)
+            metrics = {"exact": exact, "tiles": float(batch["tiles"].shape[1])}
+            if self.settings.values:
+                told = self.head(seen.merged.flatten(0, 1))
+                of_values = nn.functional.cross_entropy(told, batch["values"].flatten().long())
+                metrics["values_loss"] = float(of_values.detach())
+                (loss + self.settings.values * of_values).backward()
+            else:
+                loss.backward()
+        return StepReport(float(loss.detach()), metrics, waited_s=waited)
 
     def evaluate(self, step: int) -> EvaluationReport:
         """Exact answers on a tinywiki world that no step shows anything of."""
@@ -65,8 +93,9 @@ class ReadingTask(Pretraining):
 def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`."""
     samples = practice.samples
-    images = [page.render() for page in practice.pages]
-    pixels = as_tensor(images)
+    drawings = [page.drawing() for page in practice.pages]
+    pixels = as_tensor([one.pixels for one in drawings])
+    values = [value_labels(drawing, facts) for drawing, facts in zip(drawings, practice.facts, strict=True)]
     pixels = torch.cat([pixels, torch.full_like(pixels[:1], 255)])  # the blank one is last, where index -1 finds it
     texts = [prompts.text(one.question, len(one.tiles)) for one in samples]
     sizes = [[_SIZE] * len(one.tiles) for one in samples]
@@ -87,6 +116,7 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     tiles = torch.tensor([one.tiles for one in samples])
     return {
         "pixels": pixels,
+        "values": torch.from_numpy(np.stack([*values, np.zeros_like(values[0])])),
         "tiles": torch.where(tiles == BLANK, len(pixels) - 1, tiles),
         "ids": tokens.ids,
         "positions": tokens.positions,
@@ -96,14 +126,31 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     }
 
 
-def answer_loss(model: Any, batch: Batch, device: torch.device, train_tower: bool = True) -> tuple[Tensor, float]:
-    """The mean loss of the answers' tokens, and the share of answers that are right in every token."""
+def value_labels(drawing: Drawing, facts: Sequence[Fact]) -> np.ndarray:
+    """The number of the fact whose value lies under each 32×32 cell of a page, or 0: uint8 [cells]."""
+    columns = WIDTH // _CELL
+    found = np.zeros(HEIGHT // _CELL * columns, dtype=np.uint8)
+    text = "".join(character for character, *_ in drawing.characters)
+    for fact in facts:
+        start = text.rindex(fact.value)
+        for _, left, top, right, bottom in drawing.characters[start : start + len(fact.value)]:
+            found[(top + bottom) // 2 // _CELL * columns + (left + right) // 2 // _CELL] = _FACTS[fact.kind]
+    return found
+
+
+def seen_pages(model: Any, batch: Batch, device: torch.device, train_tower: bool = True) -> Features:
+    """What the vision tower makes of a batch's pages."""
     with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
-        seen = tower_features(model.model.visual, batch["pixels"], device).select(batch["tiles"].flatten())
+        return tower_features(model.model.visual, batch["pixels"], device)
+
+
+def answer_loss(model: Any, batch: Batch, pages: Features) -> tuple[Tensor, float]:
+    """The mean loss of the answers' tokens, and the share of answers that are right in every token."""
+    seen = pages.select(batch["tiles"].flatten())
     features = Features(seen.merged.flatten(0, 1)[None], tuple(one.flatten(0, 1)[None] for one in seen.deepstack))
     hidden, _ = language_states(model.model, batch["ids"], batch["positions"], features)
     logits = model.lm_head(hidden.flatten(0, 1)[batch["predicted"]])
     loss = nn.functional.cross_entropy(logits, batch["targets"])
     wrong = (logits.detach().argmax(-1) != batch["targets"]).float()
-    mistakes = torch.zeros(len(batch["ids"]), device=device).index_add_(0, batch["owners"], wrong)
+    mistakes = torch.zeros(len(batch["ids"]), device=loss.device).index_add_(0, batch["owners"], wrong)
     return loss, float((mistakes == 0).float().mean())

@@ -35,9 +35,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Drill:
-    """The pages and samples of one step; all samples have as many tiles."""
+    """The pages of one step with the facts that each shows, and its samples, all of as many tiles."""
 
     pages: tuple[TilePage, ...]
+    facts: tuple[tuple[Fact, ...], ...]
     samples: tuple[Sample, ...]
 
 
@@ -47,11 +48,13 @@ class Shelf:
     def __init__(self, articles: Sequence[Article]) -> None:
         self.articles = tuple(articles)
         self.pages: list[TilePage] = []
+        self.facts: list[tuple[Fact, ...]] = []  # of each page
         self._first: dict[str, int] = {}
         self._families: dict[str, list[Article]] = {}
         for article in articles:
             self._first[article.id] = len(self.pages)
             self.pages += article.pages
+            self.facts += [tuple(fact for fact in article.facts if fact.chunk == chunk) for chunk in range(len(article.pages))]
             self._families.setdefault(article.family, []).append(article)
 
     def tile(self, article: Article, chunk: int) -> int:
@@ -91,11 +94,14 @@ def drill(settings: ReadingTaskSettings, seed: int, step: int, steps: int, batch
 def transcriptions(rng: random.Random, count: int, look: Look, meaningless: float = 0.5, lines: int = MOST_LINES) -> Drill:
     """Pages to be read out whole: words without meaning, of which none can be guessed, and articles."""
     pages = [generic_page(rng, look, lines) for _ in range(round(count * meaningless))]
+    facts: list[tuple[Fact, ...]] = [()] * len(pages)
     library = Library(rng, 0.0, _SHIFT, manner_of(look))
     while len(pages) < count:
-        pages += library.family(1)[0].pages
+        shelf = Shelf(library.family(1))
+        pages += shelf.pages
+        facts += shelf.facts
     samples = [Sample(TRANSCRIBE, (index,), "\n".join(page.lines)) for index, page in enumerate(pages[:count])]
-    return Drill(tuple(pages[:count]), tuple(samples))
+    return Drill(tuple(pages[:count]), tuple(facts[:count]), tuple(samples))
 
 
 def questions(rng: random.Random, look: Look, count: int, tiles: int, unknown: float) -> Drill:
@@ -114,13 +120,12 @@ def questions(rng: random.Random, look: Look, count: int, tiles: int, unknown: f
             chosen.append(shelf.tile(article, fact.chunk))
         rng.shuffle(chosen)
         samples.append(Sample(asked.text, tuple(chosen), fact.value if known else UNKNOWN))
-    return _pruned(shelf.pages, samples)
+    return _pruned(shelf, samples)
 
 
-def _pruned(pages: Sequence[TilePage], samples: Sequence[Sample]) -> Drill:
+def _pruned(shelf: Shelf, samples: Sequence[Sample]) -> Drill:
     """Without the pages that no sample shows."""
     shown = sorted({tile for one in samples for tile in one.tiles if tile != BLANK})
     place = {tile: index for index, tile in enumerate(shown)} | {BLANK: BLANK}
-    return Drill(
-        tuple(pages[tile] for tile in shown), tuple(replace(one, tiles=tuple(place[tile] for tile in one.tiles)) for one in samples)
-    )
+    told = tuple(replace(one, tiles=tuple(place[tile] for tile in one.tiles)) for one in samples)
+    return Drill(tuple(shelf.pages[tile] for tile in shown), tuple(shelf.facts[tile] for tile in shown), told)

@@ -37,6 +37,11 @@ class ReadingTaskSettings:
     lines: tuple[int, ...] = setting((4,), doc="Most lines of a page without meaning, over equal parts of the run.", minimum=1)
     meaningless: float = setting(0.5, doc="Share of the pages to be transcribed that are words without meaning.", minimum=0, maximum=1)
     train_tower: bool = setting(True, doc="Train the vision tower too; false: it stays as the stage before left it.")
+    values: float = setting(
+        0.0,
+        doc="Weight of a second loss, through a head that is thrown away: of which fact the value is that lies under each visual token.",
+        minimum=0,
+    )
     tiles: tuple[int, ...] = setting((1, 1, 3, 3), doc="Most tiles of a question over equal parts of the run.", minimum=1, maximum=3)
     unknown: tuple[float, ...] = setting(
         (0.0, 0.2, 0.25, 0.25),
@@ -53,6 +58,8 @@ class ReadingTaskSettings:
         for name in ("transcription", "lines", "tiles", "unknown"):
             if not getattr(self, name):
                 raise SettingError(name, "expected at least one value, found none")
+        if self.values and not self.train_tower:
+            raise SettingError("values", "it teaches the vision tower, which task.train_tower=false leaves alone; change one of them")
 
 
 @dataclass(frozen=True)
