@@ -91,6 +91,10 @@ def test_what_no_room_can_see_alone_is_told_at_its_line(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"r\.yaml:4: phases\.text_warmup_steps: 11 is more than optim\.steps \(10\)"):
         load_recipe(path)
     assert load_recipe(path, ["optim.steps=11"]).phases.text_warmup_steps == 11
+    path = written(tmp_path, "optim: {stop_after: 2}\nevaluation:\n  mode: after\n")
+    with pytest.raises(RecipeError, match=r"r\.yaml:1: optim\.stop_after: there is no score to stop by before"):
+        load_recipe(path)
+    assert load_recipe(path, ["evaluation.mode=inline"]).optim.stop_after == 2
     path = written(tmp_path, "evaluation: {pairs: 5}\n")
     with pytest.raises(RecipeError, match=r"r\.yaml:1: evaluation\.pairs: .*data\.validation"):
         load_recipe(path)
