@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jobs.common import parse, parser, run
 from stairstep.evaluation.questions_answered import qa_line
-from stairstep.evaluation.table import result_table
+from stairstep.evaluation.table import missing_lines, result_table
 from stairstep.records import logging_setup
 from stairstep.settings import InputError
 from stairstep.tasks import load_recipe
@@ -31,7 +31,8 @@ def fill_in(folder: Path, overrides: list[str], regrade: bool) -> int:
     logging_setup()
     mended = mend(folder, recipe, ("grades",) if regrade else ("answers", "grades"))
     for one in mended:
-        print(f"{one.rows}: {one.lacking - one.still} of {one.lacking} filled in\n  {qa_line(one.score)}")
+        told = [f"{one.rows}: {one.lacking - one.still} of {one.lacking} filled in", f"  {qa_line(one.score)}", *missing_lines(one.missing)]
+        print("\n".join(told))
     if not mended:
         print(f"{folder}: nothing is missing")
     return 1 if any(one.still for one in mended) else 0
@@ -44,7 +45,7 @@ def _drop_recipe(made: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate and print a table a set."""
+    """Evaluate and print a table a set; exit code 1 if questions were asked and there is no score of them."""
     made = parser(__doc__ or "")
     which = made.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="the bare base, without any adapter")
@@ -66,7 +67,10 @@ def main(arguments: list[str]) -> int:
         computed = {side: counts["computed"] for side, counts in result.facts["embeddings"].items()}
         print(f"embedded {computed['queries']} queries and {computed['tiles']} tiles in {timings['embed_s']} s; the rest was known")
     print(f"\nrows and summaries: {measured.folder}")
-    return 0
+    unscored = [result.name for result in measured.results if result.qa and result.qa["all"].interval is None]
+    if unscored:
+        print(f"no QA score of {', '.join(unscored)}: the same command asks again for what is missing, and for nothing else")
+    return 1 if unscored else 0
 
 
 if __name__ == "__main__":

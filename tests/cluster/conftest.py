@@ -20,6 +20,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))  # tasks_world.py
 
 WORKER = "ray::RayTrainWorker"
+NODE_KEY = "NODE_TEST_KEY"
 PATIENCE_S = 400.0  # for a machine that has other work
 
 
@@ -34,10 +35,17 @@ def ray_here() -> Iterator[None]:
         patch.setenv("RAY_AUTH_MODE", "")  # Ray sets it, and only where it is not set; what it was is put back in the end
         patch.delenv("RAY_AUTH_MODE")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        patch.setenv(NODE_KEY, secrets.token_hex(32))  # as on a node whose environment holds a key: Ray's processes inherit it
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture(scope="session")
+def node_key() -> str:
+    """The name of a variable that holds a key in every process of the Ray of these tests."""
+    return NODE_KEY
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import secrets
 import sys
 import time
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))  # serve_requests.p
 
 QUEUE = 3
 LONG = 700  # tokens: seconds
+EVALUATED = 64  # tokens of an answer in a whole evaluation
+PATIENCE_S = 900.0
 KEY = "READER_TEST_KEY"
 
 
@@ -191,6 +194,52 @@ def test_a_killed_replica_costs_its_requests_one_more_try(reader, in_process):
         assert [one.status_code for one, gone in zip(ended, lost, strict=True) if not gone] == [200] * (4 - sum(lost))
         retried = [once(question) if gone else one for question, one, gone in zip(asked, ended, lost, strict=True)]
     assert [content(one) for one in retried] == [in_process(*question, tokens=LONG) for question in asked]
+
+
+def entries(root: Path) -> int:
+    """Answers that an evaluation below this run root has had so far."""
+    return len(list(root.glob("ledger/answer/*/*.json")))
+
+
+def both_run() -> bool:
+    """Whether both replicas take requests."""
+    from ray import serve
+
+    (deployment,) = serve.status().applications["reader"].deployments.values()
+    return deployment.replica_states == {"RUNNING": 2} and len(replicas()) == 2
+
+
+@pytest.mark.timeout(1200)
+def test_an_evaluation_that_loses_a_replica_is_whole_and_the_same(reader, recipe, background, tools, tmp_path, monkeypatch, caplog):
+    from stairstep.records import read_json, read_json_lines
+    from stairstep.tasks.evaluate import evaluate
+
+    monkeypatch.setenv(KEY, reader.key)
+    named = f"kind: endpoint, model: micro, base_url: '{reader.url}', key_env: {KEY}, max_new_tokens: {EVALUATED}, concurrency: 4"
+
+    def measure(name: str) -> Path:
+        root = f"run.root={tmp_path / name}"
+        return evaluate(recipe(name, root, f"evaluation.reader={{{named}, backoff_s: 0.1, attempts: 20}}"), base=True).folder
+
+    undisturbed = measure("undisturbed")
+    tools.wait(both_run, "two replicas")
+    caplog.set_level(logging.DEBUG, "stairstep.evaluation.chat")
+    running = background(measure, "disturbed")
+    tools.wait(lambda: running.done() or entries(tmp_path / "disturbed") >= 2, "two answers")
+    replicas()[0].kill()
+    assert not running.done(), "the evaluation must be at work"
+    disturbed = running.result(timeout=PATIENCE_S)
+
+    failed = [one.getMessage() for one in caplog.records if " attempt " in one.getMessage() and "said 429" not in one.getMessage()]
+    assert failed, "the kill must have cost a request"
+    rows = read_json_lines(disturbed / "eval_step0.jsonl")
+    assert all("correct" in row for row in rows)
+    assert len({row["predicted"] for row in rows}) > 7, "the answers must differ"
+    assert rows == read_json_lines(undisturbed / "eval_step0.jsonl")
+    summaries = [read_json(folder / "eval_step0.summary.json") for folder in (undisturbed, disturbed)]
+    assert summaries[1]["qa"] == summaries[0]["qa"]
+    assert summaries[1]["qa"]["all"]["coverage"] == 1.0
+    assert [one["calls"]["answer"]["hits"] for one in summaries] == [0, 0], "neither took its answers from the other"
 
 
 def test_a_second_app_elsewhere_is_told_that_serve_runs_already(reader):

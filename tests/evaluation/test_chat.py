@@ -468,6 +468,20 @@ def test_a_key_is_in_no_log_and_no_message(server, caplog):
     assert all(KEY not in str(vars(record)) for record in caplog.records)
 
 
+@pytest.mark.parametrize(("key", "said"), [(KEY, "*** is refused"), ("EMPTY", "EMPTY is refused")])
+def test_a_reply_is_kept_without_the_key_but_with_a_word_that_only_stands_for_one(server, monkeypatch, key, said):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.next(text(f"{key} is refused"))
+    assert ask(client(server)).text == said
+
+
+def test_a_key_is_not_cut_off_and_then_shown(server, monkeypatch):
+    key = "a-key-" + "0123456789" * 10
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server.chance = lambda request: body(f"Bearer {key}".encode())
+    assert "sent 'Bearer ***'" in failure(client(server, attempts=1)).reason
+
+
 def test_a_failure_travels_between_processes():
     again = pickle.loads(pickle.dumps(AskFailed("no connection", "lost")))
     assert (again.reason, again.kind, str(again)) == ("no connection", "lost", "no connection")

@@ -34,6 +34,8 @@ _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_ac
 _REFUSALS = 3  # in a row: gateways do refuse a single request for no reason
 _MOST_BYTES = 32_000_000  # of a reply
 _REGION = re.compile(r"make your request to\s+(?:https?://)?([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)", re.IGNORECASE)
+_SHOWN = 60  # characters of a reply that cannot be understood
+_SECRET_LENGTH = 12  # shorter keys are the placeholders that servers without keys are given
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|hf)[-_][\w*-]{6,}")
 
 
@@ -282,7 +284,7 @@ class ChatClient:
             tree = json.loads(body)
         except (ValueError, RecursionError):
             hint = f"no JSON; does the address end in /v1? It is {self.endpoint.source}"
-            raise self._malformed(body[:60].decode("utf-8", "replace"), hint) from None
+            raise self._malformed(_beginning(body), hint) from None
         if isinstance(tree, Mapping) and tree.get("error"):
             error = tree["error"]
             said = error.get("message", error) if isinstance(error, Mapping) else error
@@ -291,7 +293,7 @@ class ChatClient:
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, Mapping) else None
         if not isinstance(choice, Mapping) or not isinstance(message, Mapping):
-            raise self._malformed(body[:60].decode("utf-8", "replace"), "JSON, but no chat completion")
+            raise self._malformed(_beginning(body), "JSON, but no chat completion")
         finish = choice.get("finish_reason")
         finish = finish if isinstance(finish, str) else ""
         if finish == "content_filter":
@@ -302,10 +304,16 @@ class ChatClient:
             raise self._malformed(str(message.get("content")), f"no text in the reply, finish_reason {finish or 'missing'}", alive=True)
         usage = tree.get("usage")
         usage = usage if isinstance(usage, Mapping) else {}
-        return Reply(text or "", finish, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"), thought)
+        said = self._without_key(text or "")
+        return Reply(said, finish, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"), thought)
+
+    def _without_key(self, text: str) -> str:
+        """A reply without the key: gateways do tell their errors as replies, and replies are kept. A word such as EMPTY is no secret."""
+        key = self.endpoint.key
+        return text if key is None or len(key.reveal()) < _SECRET_LENGTH else key.hidden_in(text)
 
     def _malformed(self, beginning: str, hint: str, alive: bool = False) -> _Trouble:
-        saying = f"the {self.who} at {self.endpoint.base_url} sent {self._clean(beginning)!r}: {hint}"
+        saying = f"the {self.who} at {self.endpoint.base_url} sent {self._clean(beginning)[:_SHOWN]!r}: {hint}"
         return _Trouble("malformed", saying, alive=alive)
 
     def _clean(self, said: object) -> str:
@@ -343,6 +351,11 @@ def _text(message: Mapping[str, Any]) -> str | None:
         return content
     refusal = message.get("refusal")
     return refusal if isinstance(refusal, str) and refusal.strip() else None
+
+
+def _beginning(body: bytes) -> str:
+    """Enough of a body to show; a key in it must not be cut before it is recognised."""
+    return body[:4096].decode("utf-8", "replace")
 
 
 def _tokens(usage: Mapping[str, Any], key: str) -> int:

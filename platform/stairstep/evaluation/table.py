@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .question_set import RetrievalResult
 from .questions_answered import qa_line
@@ -23,12 +24,17 @@ def qa_lines(result: RetrievalResult) -> list[str]:
     if seen.interval is not None and missed.interval is not None:
         shown = f"{short(seen.interval.value)} of {seen.interval.n} with a golden tile in the top {result.facts['top_k_read']}"
         whole.append(f"      {shown}, {short(missed.interval.value)} of the {missed.interval.n} others")
-    whole += [f"      {one['questions']} × {one['reason']}" for one in result.facts["missing"]]
+    whole += missing_lines(result.facts["missing"])
     for kind, calls in result.facts["calls"].items():
         if calls["asked"] or calls["hits"]:
             cost = "" if calls["cost"] is None else f", cost {calls['cost']:.4f}"
             whole.append(f"      {kind}s by {calls['model']}: {calls['asked']} asked, {calls['hits']} found in the ledger{cost}")
     return whole
+
+
+def missing_lines(missing: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why answers or grades are missing: a line a reason."""
+    return [f"      {one['questions']} × {one['reason']}" for one in missing]
 
 
 def score_table(scores: Mapping[str, Interval], title: str = "") -> str:

@@ -6,7 +6,6 @@ never a wrong answer. What was asked before is found in the ledger by its conten
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,6 @@ from stairstep.models.weights import weight_files
 from stairstep.settings import TileError
 from stairstep.tiles import RESAMPLER, TileReader, TileSettings
 
-_LOG = logging.getLogger(__name__)
 Row = dict[str, Any]
 Said = dict[str, Any]  # what the ledger keeps of an answer: text and tokens
 Missing = Literal["answers", "grades"]
@@ -237,7 +235,6 @@ class Answering:
         for place, grade in zip(ungraded, self._grades([done[place] for place in ungraded], ledger), strict=True):
             _count(tokens["grade"], grade)
             done[place] = with_grade(done[place], grade if isinstance(grade, Failure) else grade.value["grade"])
-        self._tell_outages()
         return done, self._calls(ledger, before, tokens)
 
     def _ledger(self) -> Ledger | NothingKept:
@@ -266,11 +263,6 @@ class Answering:
         assert isinstance(self._settings.grader, ChatGraderSettings)
         with ThreadPoolExecutor(self._settings.grader.concurrency, "grader") as pool:
             return list(pool.map(grade, rows))
-
-    def _tell_outages(self) -> None:
-        for client in (getattr(self._reader, "client", None), self._judge_client):
-            if client is not None and client.outage:
-                _LOG.error("%s", client.outage)
 
     def _calls(
         self, ledger: Ledger | NothingKept, before: Mapping[str, Mapping[str, int]], tokens: Mapping[str, Counter[str]]

@@ -27,12 +27,13 @@ _LACKING = {"answers": "unanswered", "grades": "ungraded"}
 
 @dataclass(frozen=True)
 class Mended:
-    """One evaluation before and after: how many of its questions lacked something, and its score now."""
+    """One evaluation before and after: how many of its questions lacked something, its score now, and why what still lacks does."""
 
     rows: Path
     lacking: int
     still: int
     score: QAScore
+    missing: list[dict[str, Any]]  # why something still lacks, and for how many questions
 
 
 def mend(folder: Path, recipe: Recipe, what: Sequence[Missing]) -> list[Mended]:
@@ -62,8 +63,9 @@ def _mend(path: Path, answering: Answering, recipe: Recipe, what: Sequence[Missi
     summary = read_json(place)
     done, calls = answering.complete(rows, Path(summary["tiles_dir"]), what)
     scores = qa_scores(done, recipe.evaluation)
-    summary |= {"qa": {name: one.plain() for name, one in scores.items()}, **answer_facts(done, recipe.evaluation.top_k_read)}
+    facts = answer_facts(done, recipe.evaluation.top_k_read)
+    summary |= {"qa": {name: one.plain() for name, one in scores.items()}, **facts}
     summary["calls_to_mend"] = [*summary.get("calls_to_mend", []), calls]
     write_rows(path, done)
     write_summary(place, summary)
-    return Mended(path, lacking, sum(row["state"] in states for row in done), scores["all"])
+    return Mended(path, lacking, sum(row["state"] in states for row in done), scores["all"], facts["missing"])
