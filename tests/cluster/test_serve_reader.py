@@ -230,8 +230,6 @@ def test_an_evaluation_that_loses_a_replica_is_whole_and_the_same(reader, recipe
     assert not running.done(), "the evaluation must be at work"
     disturbed = running.result(timeout=PATIENCE_S)
 
-    failed = [one.getMessage() for one in caplog.records if " attempt " in one.getMessage() and "said 429" not in one.getMessage()]
-    assert failed, "the kill must have cost a request"
     rows = read_json_lines(disturbed / "eval_step0.jsonl")
     assert all("correct" in row for row in rows)
     assert len({row["predicted"] for row in rows}) > 7, "the answers must differ"
@@ -240,6 +238,8 @@ def test_an_evaluation_that_loses_a_replica_is_whole_and_the_same(reader, recipe
     assert summaries[1]["qa"] == summaries[0]["qa"]
     assert summaries[1]["qa"]["all"]["coverage"] == 1.0
     assert [one["calls"]["answer"]["hits"] for one in summaries] == [0, 0], "neither took its answers from the other"
+    failed = [one.getMessage() for one in caplog.records if " attempt " in one.getMessage() and "said 429" not in one.getMessage()]
+    assert failed, "the kill must have cost a request"
 
 
 def test_a_second_app_elsewhere_is_told_that_serve_runs_already(reader):
