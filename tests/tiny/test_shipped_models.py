@@ -16,6 +16,7 @@ from stairstep.models.settings import ModelSettings
 from stairstep.models.sources import shipped_bases
 from stairstep.tasks.pretraining.exam import PARTS, open_exam, retrieval_scores
 from stairstep.tiny.configs import config_tree
+from stairstep.tiny.phrases import UNKNOWN
 from stairstep.tiny.tokenizer import FILES
 
 SEED, QUESTIONS = 910_101, 60  # a world that nothing was trained, tuned or reported on
@@ -138,6 +139,13 @@ def test_answers_are_those_of_plain_transformers(reader, exam, processor):
 
 def test_it_answers_from_the_right_tile(reader, exam):
     assert score(reader, exam, "single")[0] >= 0.6
+
+
+def test_a_wrong_tile_is_told_far_more_often_than_a_right_one(reader, exam):
+    told = score(reader, exam, "wrong_tile")[0]
+    doubted = sum(said == UNKNOWN for said in score(reader, exam, "single")[1]) / QUESTIONS
+    assert told >= 0.3
+    assert told > 2 * doubted
 
 
 def test_blank_tiles_give_no_answer(reader, exam):
