@@ -31,9 +31,10 @@ class Peak:
     def line(self) -> str:
         """The peak in one line for a person."""
         one, name = self.reported, metric_label(self.metric)
+        looked = "one step" if self.steps == 1 else f"{self.steps} steps"
         return (
             f"{name} peak: step {self.step}, picked on the selection split: {short(one.value)} [{short(one.low)} {short(one.high)}]"
-            f" on the other {one.n} questions; plain peak of {self.steps} steps: {short(self.plain.value)} at step {self.plain_step}"
+            f" on the other {one.n} questions; plain peak of {looked}: {short(self.plain.value)} at step {self.plain_step}"
         )
 
 
