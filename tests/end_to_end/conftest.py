@@ -59,7 +59,7 @@ def small(small_world: Path, tmp_path: Path) -> Small:
         f"""\
 extends: {ROOT}/recipes/tinywiki.yaml
 run: {{root: {runs}}}
-data: {{world: null, roots: [{data}]}}
+data: {{world: null, roots: [{data}], hard_negatives: 2}}
 tiles: {{max_visual_tokens: 12}}
 optim: {{batch: 2, steps: 1, schedule: {{warmup_steps: 0}}}}
 evaluation: {{every: 1, loss_every: 0}}
