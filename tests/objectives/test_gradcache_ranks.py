@@ -103,7 +103,7 @@ def processes(tmp_path_factory):
     command = [sys.executable, objectives_curve.__file__, "4", str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(4)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(4)]
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -140,20 +140,17 @@ def _words(page) -> set[str]:
 def test_every_value_is_labelled_where_it_stands_with_its_own_fact():
     practice = questions(random.Random(8), "world", 60, 1, 0.3)
     assert len(practice.facts) == len(practice.pages)
+    numbers: dict[str, int] = {}
     for page, facts in zip(practice.pages, practice.facts, strict=True):
-        drawing = page.drawing()
-        found = value_labels(drawing, facts)
-        assert facts and len(set(found) - {0}) == len(facts), "each fact has a number of its own"
+        found = value_labels(page.drawing(), facts).reshape(4, 6)
+        assert len(set(found.ravel()) - {0}) == len(facts) > 0, "each fact has a number of its own"
         for fact in facts:
-            cells = np.flatnonzero(found == value_labels(drawing, [fact]).max())
-            under = {(top + bottom) // 2 // CELL * 6 + (left + right) // 2 // CELL for _, left, top, right, bottom in drawing.characters}
-            assert set(cells) <= under
-            spelled = "".join(
-                letter
-                for letter, left, top, right, bottom in drawing.characters
-                if (top + bottom) // 2 // CELL * 6 + (left + right) // 2 // CELL in cells
-            )
-            assert fact.value in spelled or any(other.value in spelled for other in facts if other != fact)
+            (line,) = [index for index, text in enumerate(page.lines) if fact.value in {word.strip(".") for word in text.split()}]
+            under = set(found[line]) - {0}
+            assert numbers.setdefault(fact.kind.label + fact.kind.sentence, max(under)) in under, "one kind of fact, one number everywhere"
+            cells = np.flatnonzero(found == numbers[fact.kind.label + fact.kind.sentence])
+            assert set(cells // 6) == {line}
+            assert list(cells) == list(range(cells[0], cells[-1] + 1)), "a value lies under neighbouring tokens"
     blank = value_labels(practice.pages[0].drawing(), [])
     assert not blank.any()
 

@@ -233,6 +233,18 @@ def test_a_stop_among_the_waiting_evaluations_keeps_them_waiting() -> None:
     assert resumed.waiting == ()
 
 
+def test_a_waiting_step_whose_checkpoint_is_gone_keeps_the_results_that_it_has() -> None:
+    whole = ToyJournal()
+    trainer(ToyTask(), whole, cadence=Cadence(evaluation=4, evaluation_waits=True)).run()
+    task, again = ToyTask(), ToyJournal()
+    again.saved = {step: one for step, one in whole.saved.items() if step != 4}
+    resumed = trainer(task, again, cadence=Cadence(evaluation=4, evaluation_waits=True))
+    resumed.load(*whole.saved[12][:2])
+    assert resumed.run().reason == "finished"
+    assert again.order == [event for step in (0, 8, 12) for event in (f"recall@{step}", f"toy@{step}")]
+    assert len(again.best) == len(task.seen) == 3, "nothing is written for the step that was not evaluated"
+
+
 def test_rates_by_group_decay_and_clipping_act() -> None:
     def run(**optim: Any) -> tuple[Tensor, Tensor, list[float]]:
         task, journal = ToyTask(), ToyJournal()

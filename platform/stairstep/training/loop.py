@@ -145,11 +145,13 @@ class Trainer:
         for step in self.waiting:
             if self.agreement.any(self.journal.stop_requested()):
                 return False
-            if self.journal.recall(step):
+            recalled = self.journal.recall(step)
+            if recalled:
                 self._evaluate(step)
             if step == self._waiting[-1]:
                 self._waiting = []
-            self.journal.evaluated(step, self.progress.best_step)
+            if recalled:
+                self.journal.evaluated(step, self.progress.best_step)
         return True
 
     def _update(self, step: int) -> None:

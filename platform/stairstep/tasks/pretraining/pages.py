@@ -14,7 +14,7 @@ from torch import Tensor
 from stairstep.tiny.articles import Manner
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS, text_width
 from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
-from stairstep.tiny.render import Line, TilePage, fits, room, wrap
+from stairstep.tiny.render import ROW, Line, TilePage, fits, room, wrap
 from stairstep.tiny.words import pretraining_name, pretraining_word, year
 
 from .settings import Look
@@ -115,7 +115,7 @@ def varied(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
     drawn += abs(weight) * ((np.minimum if weight > 0 else np.maximum)(drawn, neighbour) - drawn)
     shades = _shaded(rng, drawn)
     if rng.random() < 0.15:
-        seam = 32 * rng.choice((1, 1, 2))
+        seam = ROW * rng.choice((1, 1, 2))
         shades[:seam] = _shaded(rng, drawn[:seam])
     return shades.round().clip(0, 255).astype(np.uint8)
 
@@ -127,7 +127,7 @@ def _bent(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
         places = np.arange(count, dtype=np.float32)
         steps = np.arange(count, dtype=np.float32)
         for _ in range(2):
-            turns, start, height = rng.uniform(1, 7 if axis else 4), rng.random(), rng.uniform(0, most)
+            turns, height, start = rng.uniform(1, 7 if axis else 4), rng.uniform(0, most), rng.random()
             places = places + height * np.sin(2 * np.pi * (turns / count * steps + start), dtype=np.float32)
         places = places.clip(0, count - 1.001)
         first = places.astype(np.int64)

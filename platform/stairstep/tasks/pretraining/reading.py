@@ -25,6 +25,7 @@ from stairstep.training import EvaluationReport, StepReport
 from .ahead import Batch
 from .base import Pretraining, report_of
 from .exam import reading_scores
+from .glyphs import CELL
 from .pages import as_tensor
 from .samples import BLANK, Drill, drill
 from .settings import ReadingTaskSettings
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _SIZE = (HEIGHT, WIDTH)
 _MULTIPLE = 16  # lengths are rounded up, so that a GPU meets few different shapes
-_CELL = 32  # of a visual token, in pixels
 _FACTS = {fact: index for index, fact in enumerate((fact for kind in KINDS for fact in kind.facts), start=1)}  # 0: no value
 
 
@@ -128,13 +128,13 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
 
 def value_labels(drawing: Drawing, facts: Sequence[Fact]) -> np.ndarray:
     """The number of the fact whose value lies under each 32×32 cell of a page, or 0: uint8 [cells]."""
-    columns = WIDTH // _CELL
-    found = np.zeros(HEIGHT // _CELL * columns, dtype=np.uint8)
+    columns = WIDTH // CELL
+    found = np.zeros(HEIGHT // CELL * columns, dtype=np.uint8)
     text = "".join(character for character, *_ in drawing.characters)
     for fact in facts:
         start = text.rindex(fact.value)
         for _, left, top, right, bottom in drawing.characters[start : start + len(fact.value)]:
-            found[(top + bottom) // 2 // _CELL * columns + (left + right) // 2 // _CELL] = _FACTS[fact.kind]
+            found[(top + bottom) // 2 // CELL * columns + (left + right) // 2 // CELL] = _FACTS[fact.kind]
     return found
 
 
