@@ -1,0 +1,101 @@
+"""A climb from recipe to recipe: each trained with several seeds, each compared with the one before over the same questions.
+
+Whoever calls says how a recipe is trained, with Ray or without; finished runs are kept, so a climb that is asked for again only compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stairstep.evaluation.comparison import Comparison, compare_seeds
+from stairstep.records import RunFolder, read_json_lines
+from stairstep.records.resume import check_same_recipe
+from stairstep.settings import InputError, to_plain
+
+from .recipe import Recipe, load_recipe
+from .resolve import resolve, run_folder_path
+from .run import Finished, outcome_line
+
+Rows = list[dict[str, Any]]
+Side = tuple[str, list[Rows]]  # a recipe's name, and the rows of its runs
+
+
+@dataclass(frozen=True)
+class Step:
+    """Two recipes of a climb, compared."""
+
+    before: str
+    after: str
+    compared: list[Comparison]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"before": self.before, "after": self.after, "metrics": [_plain(one) for one in self.compared]}
+
+
+def climb(
+    paths: Sequence[Path],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    train: Callable[[Recipe], Finished],
+    told: Callable[[str], None],
+) -> list[Step] | None:
+    """Train what is not trained yet, then compare every step and, last, the whole climb; None if a run was asked to stop."""
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise InputError(f"two recipes have one file name ({', '.join(names)}); a run is named by its recipe's file")
+    sides: list[Side] = []
+    for path in paths:
+        runs = []
+        for seed in seeds:
+            found = _trained(path, seed, overrides, train, told)
+            if found is None:
+                return None
+            runs.append(found)
+        sides = sides or [("base", [_rows(runs[0][0], 0)])]
+        sides.append((path.stem, [_rows(*one) for one in runs]))
+    pairs = list(pairwise(sides))
+    if len(names) > 1:
+        pairs.append((sides[0], sides[-1]))
+    return [Step(before, after, compare_seeds(first, second)) for (before, first), (after, second) in pairs]
+
+
+def _trained(
+    path: Path, seed: int, overrides: Sequence[str], train: Callable[[Recipe], Finished], told: Callable[[str], None]
+) -> tuple[RunFolder, int] | None:
+    """A recipe's run with one seed and its last step; None if it was asked to stop before that."""
+    recipe = resolve(load_recipe(path, [f"run.name={path.stem}-seed{seed}", f"run.seed={seed}", *overrides]))
+    if not recipe.evaluation.sets:
+        raise InputError(f"{path}: evaluation.sets is empty; a climb compares answers to questions, name a question set")
+    folder = RunFolder(run_folder_path(recipe))
+    status = folder.status
+    if status is not None and status.state == "finished":
+        check_same_recipe(folder.path, folder.recipe(), to_plain(recipe))
+        told(f"{path.stem}, seed {seed}: finished before; {folder.path}")
+        return folder, status.step
+    finished = train(recipe)
+    told(f"{path.stem}, seed {seed}: {outcome_line(finished)}")
+    return None if finished.outcome.reason == "stopped" else (folder, finished.outcome.step)
+
+
+def _rows(folder: RunFolder, step: int) -> Rows:
+    """The rows of a run's primary question set at a step."""
+    return read_json_lines(folder.path / f"eval_step{step}.jsonl")
+
+
+def _plain(comparison: Comparison) -> dict[str, Any]:
+    def side(one: Any) -> list[float]:
+        return [round(value, 4) for value in (one.value, one.low, one.high)]
+
+    return {
+        "metric": comparison.metric,
+        "before": side(comparison.first),
+        "after": side(comparison.second),
+        "difference": side(comparison.difference),
+        "p_value": comparison.p_value,
+        "verdict": comparison.verdict,
+    }
