@@ -13,7 +13,8 @@ import torch
 from PIL import Image, ImageOps
 
 from stairstep.settings import TileError
-from stairstep.tiles import Geometry, TileReader, TileSettings, patches, resize, tile_key
+from stairstep.tiles import Geometry, TileReader, TileSettings, TileStore, patches, resize, tile_key
+from stairstep.tiles.store import write_manifest, write_shard
 
 SETTINGS = TileSettings(max_visual_tokens=40, min_visual_tokens=4)
 # (height, width): odd, tiny, below min_pixels, above max_pixels, halves that round to even, multiples that stay, ratios up to 200.
@@ -139,6 +140,19 @@ def test_a_batch_of_all_tiles_equals_the_processor(tiles: list[Path]) -> None:
     # Neighbours of one size and lonely sizes, so that both ways through `patches` are taken.
     ordered = sorted(tiles, key=lambda path: Image.open(path).size)[:120] + tiles[120:]
     _assert_same(patches([tile.pixels for tile in reader.ahead(ordered)]), _theirs(_processor(SETTINGS), ordered), "all")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_each_tile_from_the_store_equals_the_processor(tiles: list[Path], tmp_path: Path) -> None:
+    direct = TileReader(SETTINGS)
+    shard = write_shard(tmp_path / direct.key, direct.key, ((one.id, one.pixels) for one in map(direct.load, tiles)))
+    assert shard is not None
+    write_manifest(tmp_path / direct.key, direct.key, [shard])
+    reader = TileReader(SETTINGS, ids=direct.ids, store=TileStore(tmp_path, direct.key))
+    reader._read = lambda path: pytest.fail(f"{path} was read")  # type: ignore[method-assign]
+    processor = _processor(SETTINGS)
+    for path in tiles:
+        _assert_same(patches([reader.load(path).pixels]), _theirs(processor, [path]), path.name)
 
 
 def test_a_page_at_the_default_settings_equals_the_processor(tiles: list[Path]) -> None:

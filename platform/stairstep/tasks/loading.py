@@ -8,7 +8,10 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import torch
 
 from stairstep.data import (
     PairRow,
@@ -23,7 +26,7 @@ from stairstep.data import (
 from stairstep.evaluation.question_set import PAIRS_NAME
 from stairstep.records import check_set_name
 from stairstep.settings import DataError, RecipeError
-from stairstep.tiles import TileIds, TileReader
+from stairstep.tiles import TileIds, TileReader, open_store, tile_key
 
 from .recipe import Recipe
 from .resolve import data_base
@@ -88,13 +91,58 @@ def load_rows(recipe: Recipe) -> RetrievalRows:
     return RetrievalRows(train, validation, text, load_question_sets(recipe))
 
 
-def tile_reader(recipe: Recipe) -> TileReader:
-    """The reader of the recipe's tiles, bound to its roots; ids of files are remembered under the run root."""
-    allowed = None
-    if recipe.data.roots:
-        roots = Roots(recipe.data.roots)
-        allowed = lambda path: roots.contains(os.path.realpath(path))  # noqa: E731
-    return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"))
+def load_tiles(recipe: Recipe) -> dict[Path, str]:
+    """Every distinct tile file of the recipe's rows and question sets, with the row or set that names it first; none is missing."""
+    base, roots, negatives = data_base(recipe), recipe.data.roots, recipe.data.hard_negatives
+    train = tuple(read_pairs(one, roots, base, negatives) for one in recipe.data.train)
+    validation = load_validation(recipe)
+    _check_present([row for rows in (*train, *validation) for row in rows], recipe, base)
+    return tiles_of(RetrievalRows(train=train, validation=validation, question_sets=load_question_sets(recipe)))
+
+
+def tiles_of(rows: RetrievalRows) -> dict[Path, str]:
+    """Every distinct tile of the rows and question sets, with the row or set that names it first."""
+    first: dict[Path, str] = {}
+    for source in (*rows.train, *rows.validation):
+        for row in source:
+            first.setdefault(row.positive, row.where)
+            for path in row.negatives:
+                first.setdefault(path, row.where)
+    for one in rows.question_sets:
+        for tile in one.tiles:
+            first.setdefault(tile.path, one.where)
+    return first
+
+
+def store_folder(recipe: Recipe) -> Path:
+    """Where the recipe's tile store lies."""
+    return Path(recipe.tiles.store) if recipe.tiles.store is not None else Path(recipe.run.root) / "tiles"
+
+
+def tile_reader(recipe: Recipe, stored: bool = True) -> TileReader:
+    """The reader of the recipe's tiles, bound to its roots; ids of files are remembered under the run root. With the tile store where
+    there is one, unless not `stored`."""
+    allowed = Allowed(tuple(recipe.data.roots)) if recipe.data.roots else None
+    store = open_store(store_folder(recipe), tile_key(recipe.tiles.geometry())) if stored else None
+    if store is not None:
+        _LOG.info("Tile store: %d tiles in %s", len(store), store.folder / store.key)
+    pinned = recipe.cluster.device != "cpu" and torch.cuda.is_available()
+    return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"), store, pinned)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Whether a tile's file lies in the roots, links resolved; a plain value, so that a reader can be sent to another process."""
+
+    folders: tuple[str, ...]
+
+    def __call__(self, path: Path) -> bool:
+        """Whether this path may be read."""
+        return self._roots.contains(os.path.realpath(path))
+
+    @cached_property
+    def _roots(self) -> Roots:
+        return Roots(self.folders)
 
 
 def _check_present(rows: list[PairRow], recipe: Recipe, base: Path) -> None:

@@ -23,7 +23,7 @@ from stairstep.settings import DataError, TileError
 from stairstep.tiles import TileIds, TileReader
 from stairstep.tiles.identity import Stamp
 
-from .loading import RetrievalRows
+from .loading import RetrievalRows, tiles_of
 from .recipe import Recipe
 
 QUARANTINE = "quarantine.jsonl"
@@ -75,23 +75,9 @@ def good_tiles(recipe: Recipe) -> TileIds:
     return TileIds(Path(recipe.run.root) / f"tiles-good-{recipe.tiles.max_image_pixels}.jsonl")
 
 
-def tiles_of(rows: RetrievalRows) -> dict[Path, str]:
-    """Every distinct tile of the rows and question sets, with the row or set that names it first."""
-    first: dict[Path, str] = {}
-    for source in (*rows.train, *rows.validation):
-        for row in source:
-            first.setdefault(row.positive, row.where)
-            for path in row.negatives:
-                first.setdefault(path, row.where)
-    for one in rows.question_sets:
-        for tile in one.tiles:
-            first.setdefault(tile.path, one.where)
-    return first
-
-
 def find_bad_tiles(tiles: Mapping[Path, str], reader: TileReader, good: TileIds, alive: Callable[[], None] = lambda: None) -> list[BadTile]:
-    """The tiles that cannot be had, in their order; those in `good` are not opened, those found good are added to it."""
-    stamps = _not_known(list(tiles), good)
+    """The tiles that cannot be had, in their order; those in `good` or the store are not opened, those found good are added to `good`."""
+    stamps = {path: stamp for path, stamp in _not_known(list(tiles), good).items() if not reader.has_stored(path)}
     bad: list[BadTile] = []
     started = told = time.monotonic()
     with reader.ahead(stamps) as decoded:
@@ -111,6 +97,11 @@ def find_bad_tiles(tiles: Mapping[Path, str], reader: TileReader, good: TileIds,
     took = time.monotonic() - started
     _LOG.info("Checked %d tiles in %.1f s, %d bad; %d more were known to be good", len(stamps), took, len(bad), len(tiles) - len(stamps))
     return bad
+
+
+def quarantine_lines(bad: Iterable[BadTile]) -> str:
+    """The text of a quarantine.jsonl."""
+    return "".join(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in bad)
 
 
 def read_quarantine(path: Path) -> list[BadTile]:
@@ -182,10 +173,10 @@ def _as_begun(bad: list[BadTile], before: list[BadTile]) -> list[BadTile]:
 
 
 def _write(path: Path, bad: Iterable[BadTile]) -> None:
-    lines = [json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in bad]
-    if lines:
+    text = quarantine_lines(bad)
+    if text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(lines))
+        write_atomically(path, text)
     else:
         path.unlink(missing_ok=True)
 

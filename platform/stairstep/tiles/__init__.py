@@ -1,6 +1,7 @@
 """Pixels in: from image files to the vision tower's input, equal in every bit to the model's own (torchvision) processor.
 
-A tile is read once (`TileReader`), resized once on the CPU (`resize`), and becomes patches on the device (`patches`).
+A tile is read once (`TileReader`), resized once on the CPU (`resize`), kept for all runs (`TileStore`), and becomes patches on the device
+(`patches`).
 """
 
 from .decode import FORMATS, decode_image
@@ -11,6 +12,7 @@ from .pixels import RESAMPLER, resize, tile_key
 from .prefetch import Ahead
 from .reader import Tile, TileReader
 from .settings import TileSettings
+from .store import TileStore, open_store
 
 __all__ = [
     "FACTOR",
@@ -27,7 +29,9 @@ __all__ = [
     "TileIds",
     "TileReader",
     "TileSettings",
+    "TileStore",
     "decode_image",
+    "open_store",
     "patches",
     "resize",
     "tile_id",

@@ -7,6 +7,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import features
 
 from .geometry import MERGE, PATCH, TEMPORAL, Geometry
 
@@ -34,5 +35,10 @@ def tile_key(geometry: Geometry) -> str:
     """What the resized pixels of a given tile depend on, as a name that is safe in a file name: for stores and caches of embeddings."""
     return (
         f"p{PATCH}m{MERGE}t{TEMPORAL}-{geometry.min_pixels}-{geometry.max_pixels}"
-        f"-{RESAMPLER}-torch{torch.__version__}-pillow{version('pillow')}"
+        f"-{RESAMPLER}-torch{torch.__version__}-pillow{version('pillow')}-jpeg{_library('libjpeg_turbo')}-webp{_library('webp')}"
     )
+
+
+def _library(name: str) -> str:
+    """The version of a decoder whose pixels its own releases may change; Pillow is built with one or another."""
+    return str(features.version(name) or "none").replace("/", "_")

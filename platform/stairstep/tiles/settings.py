@@ -25,6 +25,11 @@ class TileSettings:
         512, minimum=1, doc="Most MB of resized pixels that decoding ahead may hold; each worker needs memory for one image besides."
     )
 
+    store: str | None = setting(
+        None,
+        doc="Folder of the tile store that jobs.preprocess fills; null = `tiles` under the run root. What it has is not decoded again.",
+    )
+
     def check(self) -> None:
         """What one field alone cannot show."""
         if self.min_visual_tokens > self.max_visual_tokens:

@@ -1,0 +1,278 @@
+"""Filling the tile store: which tiles a recipe reads, which of them the store lacks, and the work on one block of them.
+
+Two passes. The first finds the id of every tile (files not seen before are read and hashed); the second decodes, resizes and writes those
+that the store lacks, a block of them a shard. Either pass is plain functions over lists, which this process runs by itself or Ray Data
+spreads over a cluster (`cluster/preprocess.py`). A tile that cannot be decoded is a result and no failure: it is listed in the store's
+quarantine.jsonl. Killed at any instruction, the job finds every finished block again; two jobs at once make the same shards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from stairstep.records.files import write_atomically
+from stairstep.settings import DataError, RecipeError, StairstepError, TileError
+from stairstep.tiles import TEMPORAL, TileReader
+from stairstep.tiles.identity import Stamp
+from stairstep.tiles.store import Shard, ids_of, shard_name, sweep, whole_shards, write_manifest, write_shard
+
+from .loading import load_tiles, store_folder, tile_reader
+from .recipe import Recipe
+from .tile_check import QUARANTINE, BadTile, quarantine_lines
+
+S = TypeVar("S")
+T = TypeVar("T")
+Spread = Callable[[Callable[[S], T], Sequence[S]], Iterable[T]]  # a function over items, results in any order
+
+SHARD_TILES = 256
+_HASHED_TOGETHER = 64
+_LOG_EVERY_S = 10.0
+_SHOWN = 5
+_FLOAT32_BYTES_PER_PIXEL = 3 * TEMPORAL * 4  # what the processor's `pixel_values` take for a pixel of a resized tile
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tile to be made: its id, its file, and the row or set that names it first."""
+
+    id: str
+    path: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Identified:
+    """The id and stamp of a file's content, or what is wrong with it."""
+
+    path: str
+    id: str | None
+    stamp: Stamp | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What became of a block: its shard (none where no tile was good), the bad tiles, and the pixels that were made."""
+
+    shard: Shard | None
+    tiles: int
+    bad: tuple[BadTile, ...]
+    pixels: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished job: tiles of the recipe, how many were there before, what was made, and how fast."""
+
+    folder: Path
+    files: int
+    tiles: int
+    there_before: int
+    made: int
+    stored_bytes: int
+    float32_bytes: int
+    bad: tuple[BadTile, ...]
+    seconds: float
+    stopped: bool
+
+    def lines(self) -> list[str]:
+        """The summary as a person reads it."""
+        doubles = f" ({self.files - self.tiles:,} are copies of others)" if self.files != self.tiles else ""
+        rate = f", {self.made / self.seconds:,.1f} tiles/s" if self.made else ""
+        small = f"; {self.stored_bytes / 1e6:,.1f} MB, 1/{self.float32_bytes / self.stored_bytes:,.0f} of float32" if self.made else ""
+        said = [
+            f"{self.files:,} tile files{doubles}: {self.there_before:,} of {self.tiles:,} tiles were there, {self.made:,} were made "
+            f"in {self.seconds:,.1f} s{rate}{small}",
+            f"store: {self.folder}",
+        ]
+        if self.bad:
+            said += [f"{len(self.bad):,} tiles cannot be used, all listed in {self.folder / QUARANTINE}:"]
+            said += [f"  {one.reason} (named by {one.where})" for one in self.bad[:_SHOWN]]
+        return [*said, "stopped; the same command goes on"] if self.stopped else said
+
+
+def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], bool] = lambda: False) -> Summary:
+    """Fill the store with every tile of a resolved recipe; `spread` runs the work, by default one block after the other in this process."""
+    run: Spread = spread or map
+    started = time.perf_counter()
+    named = load_tiles(recipe)
+    if not named:
+        raise RecipeError("no row and no question set of this recipe names a tile; add data.train or evaluation.sets")
+    reader = tile_reader(recipe, stored=False)
+    folder, key = store_folder(recipe) / reader.key, reader.key
+    folder.mkdir(parents=True, exist_ok=True)
+    swept = sweep(folder)
+    if swept:
+        _LOG.info("removed %d half-written files of killed jobs from %s", swept, folder)
+    ids, bad, stopped = identify(list(named), reader, run, stop)
+    problems = [BadTile(one.path, None, named[Path(one.path)], one.problem) for one in bad]
+    distinct: dict[str, Path] = {}
+    for path in named:
+        if path in ids:
+            distinct.setdefault(ids[path], path)
+    shards = whole_shards(folder, key)
+    there = ids_of(folder, key, shards) & distinct.keys()
+    before = len(there)
+    wanted = [Wanted(one, str(path), named[path]) for one, path in distinct.items()]
+    blocks = [block for block in _blocks(wanted, there) if block]
+    _LOG.info("%d tile files, %d distinct tiles, %d are in the store; %d blocks to fill", len(named), len(distinct), before, len(blocks))
+    made = pixels = size = 0
+    progress = _Progress("preprocessed", sum(map(len, blocks)))
+    if not stopped:
+        for one in run(Filling(reader, folder), blocks):
+            size += one.shard.bytes if one.shard is not None and one.tiles else 0
+            made, pixels = made + one.tiles, pixels + one.pixels
+            problems += one.bad
+            progress.tell(made + len(problems) - len(bad), len(problems))
+            stopped = stop()
+            if stopped:
+                break
+    shards = whole_shards(folder, key)  # with those of other jobs
+    if shards:
+        write_manifest(folder, key, shards)
+    write_atomically(folder / QUARANTINE, quarantine_lines(problems))
+    if not stopped:
+        _check_complete(folder, key, shards, distinct.keys() - {one.id for one in problems})
+    took = time.perf_counter() - started
+    return Summary(folder, len(named), len(distinct), before, made, size, pixels * _FLOAT32_BYTES_PER_PIXEL, tuple(problems), took, stopped)
+
+
+def judge(summary: Summary, recipe: Recipe) -> None:
+    """A DataError if more tiles are bad than the recipe accepts; the store holds all others nevertheless."""
+    accepted = recipe.data.max_quarantined
+    if len(summary.bad) > accepted:
+        raise DataError(
+            f"{len(summary.bad):,} tiles cannot be used, and data.max_quarantined accepts {accepted or 'none'}; the store holds the rest. "
+            f"Mend these files and run this again, or go without them by data.max_quarantined={len(summary.bad)}; they are listed in "
+            f"{summary.folder / QUARANTINE}"
+        )
+
+
+def identify(
+    paths: Sequence[Path], reader: TileReader, run: Spread, stop: Callable[[], bool]
+) -> tuple[dict[Path, str], list[Identified], bool]:
+    """The id of every file, the files that cannot be read, and whether it was stopped; what was found is remembered by `reader.ids`."""
+    found: dict[Path, str] = {}
+    bad: list[Identified] = []
+    unknown: list[str] = []
+    for path in paths:
+        try:
+            known = reader.known_id(path)
+        except TileError as error:
+            bad.append(Identified(str(path), None, None, str(error)))
+            continue
+        if known is None:
+            unknown.append(str(path))
+        else:
+            found[path] = known
+    groups = [unknown[start : start + _HASHED_TOGETHER] for start in range(0, len(unknown), _HASHED_TOGETHER)]
+    progress, done = _Progress("hashed", len(unknown)), 0
+    for results in run(Hashing(reader), groups):
+        for one in results:
+            if one.id is None:
+                bad.append(one)
+                continue
+            found[Path(one.path)] = one.id
+            if one.stamp is not None:
+                reader.ids.put(Path(one.path), one.stamp, one.id)
+        done += len(results)
+        progress.tell(done, len(bad))
+        if stop():
+            return found, bad, True
+    return found, bad, False
+
+
+class Hashing:
+    """Reads files and hashes them: the first pass, on any machine that sees them."""
+
+    def __init__(self, reader: TileReader) -> None:
+        self.reader = reader.without_index()
+
+    def __call__(self, paths: Sequence[str]) -> list[Identified]:
+        """Each file's id, or what is wrong with it."""
+        return [self._one(path) for path in paths]
+
+    def _one(self, path: str) -> Identified:
+        try:
+            return Identified(path, *self.reader.read_id(Path(path)))
+        except TileError as error:
+            return Identified(path, None, None, str(error))
+
+
+class Filling:
+    """Makes the shard of a block: the second pass, on any machine that sees the files and the store."""
+
+    def __init__(self, reader: TileReader, folder: Path) -> None:
+        self.reader, self.folder = reader.without_index(), folder
+
+    def __call__(self, block: Sequence[Wanted]) -> Filled:
+        """Decode, resize and write; a block that another job has finished is left as it is."""
+        there = self.folder / shard_name([one.id for one in block])
+        if there.exists():
+            return Filled(Shard(there.name, len(block), there.stat().st_size), 0, (), 0)
+        bad: list[BadTile] = []
+        self._pixels = 0
+        shard = write_shard(self.folder, self.reader.key, self._good(block, bad))
+        return Filled(shard, shard.tiles if shard is not None else 0, tuple(bad), self._pixels)
+
+    def _good(self, block: Sequence[Wanted], bad: list[BadTile]) -> Iterator[tuple[str, Tensor]]:
+        for one in block:
+            try:
+                tile = self.reader.load(one.path)
+            except TileError as error:
+                bad.append(BadTile(one.path, one.id, one.where, str(error)))
+                continue
+            if tile.id != one.id:
+                bad.append(BadTile(one.path, one.id, one.where, f"{one.path}: this file changed while it was preprocessed; run this again"))
+                continue
+            self._pixels += tile.pixels.shape[1] * tile.pixels.shape[2]
+            yield tile.id, tile.pixels
+
+
+def _blocks(wanted: Sequence[Wanted], there: set[str]) -> Iterator[list[Wanted]]:
+    """The blocks, the same for every job over the same recipe whatever the store holds, each less the tiles that are there.
+
+    A job begins at a place of its own, so that of two jobs at once one finds the other's work done.
+    """
+    count = -(-len(wanted) // SHARD_TILES)
+    first = os.getpid() % count if count else 0
+    for number in (*range(first, count), *range(first)):
+        yield [one for one in wanted[number * SHARD_TILES : (number + 1) * SHARD_TILES] if one.id not in there]
+
+
+def _check_complete(folder: Path, key: str, shards: Sequence[Shard], expected: set[str]) -> None:
+    lost = expected - ids_of(folder, key, shards)
+    if lost:
+        raise StairstepError(
+            f"{folder}: {len(lost):,} of {len(expected):,} tiles are neither in the store nor in its quarantine, for example {min(lost)}; "
+            "this should not happen. Run this again"
+        )
+
+
+class _Progress:
+    """A line of the log now and then: how much is done, how fast, and how long it will take."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self.verb, self.total = verb, total
+        self.started = self.told = time.monotonic()
+
+    def tell(self, done: int, bad: int) -> None:
+        """Tell, if the last line was long ago."""
+        now = time.monotonic()
+        if now - self.told < _LOG_EVERY_S or not done:
+            return
+        self.told = now
+        rate = done / (now - self.started)
+        left = int((self.total - done) / rate)
+        _LOG.info(
+            "%s %d of %d tiles, %.1f tiles/s, %d bad; about %d:%02d to go", self.verb, done, self.total, rate, bad, left // 60, left % 60
+        )
