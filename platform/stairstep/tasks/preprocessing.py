@@ -263,15 +263,18 @@ class _Progress:
 
     def __init__(self, verb: str, total: int) -> None:
         self.verb, self.total = verb, total
-        self.started = self.told = time.monotonic()
+        self.told = time.monotonic()
+        self.first: tuple[float, int] | None = None  # the clock runs from the first result, not through the start of processes
 
     def tell(self, done: int, bad: int) -> None:
         """Tell, if the last line was long ago."""
         now = time.monotonic()
-        if now - self.told < _LOG_EVERY_S or not done:
+        if self.first is None:
+            self.first = now, done
+        if now - self.told < _LOG_EVERY_S or done == self.first[1]:
             return
         self.told = now
-        rate = done / (now - self.started)
+        rate = (done - self.first[1]) / (now - self.first[0])
         left = int((self.total - done) / rate)
         _LOG.info(
             "%s %d of %d tiles, %.1f tiles/s, %d bad; about %d:%02d to go", self.verb, done, self.total, rate, bad, left // 60, left % 60

@@ -1,0 +1,85 @@
+"""Preprocessing on Ray Data: the blocks of `tasks.preprocessing` as tasks on the CPUs of any node, as many at once as there are CPUs.
+
+A block's result is a value even where it failed, because Ray Data knows no errors of single rows: an exception would end the whole job with
+a traceback from another machine. Blocks of a worker that dies are done again by Ray; a shard is whole or absent, so nothing is torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+from ray.exceptions import RayError
+
+from stairstep.settings import StairstepError
+from stairstep.tasks import Recipe
+from stairstep.tasks.preprocessing import Summary, preprocess
+
+from .session import check_root, ray_session
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def preprocess_on_ray(recipe: Recipe, stop: Callable[[], bool] = lambda: False) -> Summary:
+    """Fill the recipe's tile store with all CPUs of the cluster, or of this machine; Ray is not started where nothing is to be done."""
+    check_root(recipe.run.root, recipe.cluster.address)
+    with ExitStack() as stack:
+
+        def on_ray(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+            if items and not ray.is_initialized():
+                stack.enter_context(ray_session(recipe.cluster.address))
+            return spread(work, items)
+
+        return preprocess(recipe, on_ray, stop)
+
+
+def spread(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
+    """The results of `work` over items, one Ray task each, as they come."""
+    if not items:
+        return
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    shared = ray.put(work)
+    rows = [{"item": pickle.dumps(item)} for item in items]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Call(shared), num_cpus=1)
+    try:
+        for row in dataset.iter_rows():
+            outcome = pickle.loads(row["outcome"])  # noqa: S301 - made by our own workers
+            if isinstance(outcome, OSError):
+                raise outcome
+            if isinstance(outcome, StairstepError):
+                raise outcome
+            yield outcome
+    except RayError as error:
+        raise StairstepError(f"preprocessing ended: {str(error).strip().splitlines()[-1]}; the same command goes on") from error
+
+
+class _Call:
+    """What a task does with a row; the work itself lies in Ray's object store once, and not in each of a thousand rows."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One item's outcome, or the failure that the job is to tell."""
+        import torch
+
+        torch.set_num_threads(1)
+        item = pickle.loads(row["item"])  # noqa: S301 - made by the driver
+        outcome: Any
+        try:
+            outcome = ray.get(self.work)(item)
+        except StairstepError as error:
+            outcome = error
+        except OSError as error:
+            outcome = OSError(error.errno or errno.EIO, f"{error.strerror or error} (on node {os.uname().nodename})", error.filename)
+        return {"outcome": pickle.dumps(outcome)}

@@ -1,0 +1,231 @@
+"""Filling the tile store: every tile of a recipe once, bad ones named, killed and full-disk jobs gone on with."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stairstep.data import DataSettings, PairSource, QuestionSetSource
+from stairstep.evaluation.settings import EvaluationSettings
+from stairstep.records import RunSettings
+from stairstep.settings import DataError
+from stairstep.tasks import Recipe, preprocessing
+from stairstep.tasks.loading import load_tiles, tile_reader
+from stairstep.tasks.preprocessing import Filling, judge, preprocess
+from stairstep.tasks.tile_check import find_bad_tiles, good_tiles, read_quarantine
+from stairstep.tiles import TileReader, TileSettings, TileStore, tile_id
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tiles a shard, so that a handful of tiles are several blocks."""
+    monkeypatch.setattr(preprocessing, "SHARD_TILES", 5)
+    monkeypatch.setattr(preprocessing, "_HASHED_TOGETHER", 3)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SimpleNamespace:
+    """Twelve rows over 24 tiles of several shapes, two of them the same bytes, and a question set of six tiles."""
+    data = tmp_path / "data"
+    (data / "tiles").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"p{index}.png" for index in range(12)] + [f"n{index}.png" for index in range(12)]
+    for index, name in enumerate([*names, *(f"tiles/A{index}_chunk_0.png" for index in range(6))]):
+        shape = (33 + 7 * (index % 5), 40 + 11 * (index % 3), 3)
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(data / name)
+    shutil.copy(data / "p0.png", data / "n11.png")
+    lines = [{"query": f"q{index}", "chunk_path": f"p{index}.png", "neg_chunk_paths": [f"n{index}.png"]} for index in range(12)]
+    (data / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    questions = [{"id": "a", "problem": "a?", "answer": "a"}]
+    (data / "set.json").write_text(json.dumps({"questions": questions, "golden_mapping": {"a": ["A0"]}, "tiles_dir": "tiles"}))
+    recipe = Recipe(
+        run=RunSettings(name="run", root=str(tmp_path / "runs")),
+        data=DataSettings(roots=(str(data),), train=(PairSource("train.jsonl"),), hard_negatives=1),
+        tiles=TileSettings(max_visual_tokens=16),
+        evaluation=EvaluationSettings(sets=(QuestionSetSource("set.json"),)),
+    )
+    return SimpleNamespace(data=data, recipe=recipe, store=tmp_path / "runs" / "tiles")
+
+
+def store_of(world: SimpleNamespace) -> TileStore:
+    """The store that readers see."""
+    return TileStore(world.store, tile_reader(world.recipe, stored=False).key)
+
+
+def assert_whole(world: SimpleNamespace, but: tuple[str, ...] = ()) -> None:
+    """Every tile of the recipe is in the store with the pixels that decoding its file gives."""
+    store, direct = store_of(world), TileReader(world.recipe.tiles)
+    paths = [path for path in load_tiles(world.recipe) if path.name not in but]
+    assert len(paths) == 30 - len(but)
+    for path in paths:
+        one = tile_id(path.read_bytes())
+        assert torch.equal(store.pixels(one), direct.load(path).pixels), path
+    assert len(store) == len({tile_id(path.read_bytes()) for path in paths})
+
+
+def test_every_tile_of_rows_and_question_sets_is_made_once(world: SimpleNamespace) -> None:
+    summary = preprocess(world.recipe)
+    assert (summary.files, summary.tiles, summary.there_before, summary.made, summary.bad) == (30, 29, 0, 29, ())
+    assert_whole(world)
+    shards = list((world.store / store_of(world).key).glob("shard-*.arrow"))
+    assert summary.stored_bytes == sum(one.stat().st_size for one in shards)
+    pixels = sum(
+        h * w for h, w in (store_of(world).size(tile_id(path.read_bytes())) for path in load_tiles(world.recipe) if path.name != "n11.png")
+    )
+    assert summary.float32_bytes == pixels * 3 * 2 * 4  # three channels, two frames, four bytes
+    assert "29 were made" in "\n".join(summary.lines())
+
+
+def test_a_second_job_makes_nothing(world: SimpleNamespace) -> None:
+    preprocess(world.recipe)
+    before = sorted(world.store.rglob("*"))
+    summary = preprocess(world.recipe)
+    assert (summary.there_before, summary.made) == (29, 0)
+    assert sorted(world.store.rglob("*")) == before
+
+
+def test_new_tiles_alone_are_made(world: SimpleNamespace) -> None:
+    preprocess(world.recipe)
+    Image.fromarray(np.zeros((50, 60, 3), dtype=np.uint8)).save(world.data / "p3.png")
+    summary = preprocess(world.recipe)
+    assert (summary.there_before, summary.made) == (28, 1)
+    one = tile_id((world.data / "p3.png").read_bytes())
+    assert torch.equal(store_of(world).pixels(one), TileReader(world.recipe.tiles).load(world.data / "p3.png").pixels)
+
+
+def test_every_bad_tile_is_named_and_the_rest_is_there(world: SimpleNamespace) -> None:
+    (world.data / "p4.png").write_bytes((world.data / "p4.png").read_bytes()[:200])
+    (world.data / "n7.png").write_bytes(b"")
+    (world.data / "tiles" / "A2_chunk_0.png").write_bytes(b"no image at all")
+    summary = preprocess(world.recipe)
+    bad = ("p4.png", "n7.png", "A2_chunk_0.png")
+    assert {Path(one.tile).name for one in summary.bad} == set(bad)
+    listed = read_quarantine(summary.folder / "quarantine.jsonl")
+    files = [path for path in load_tiles(world.recipe) if path.name in bad]
+    assert {(one.tile, one.id) for one in listed} == {(str(path), tile_id(path.read_bytes())) for path in files}
+    assert all(one.where for one in listed)
+    assert_whole(world, bad)
+    with pytest.raises(DataError, match=r"3 tiles cannot be used.*max_quarantined accepts none.*quarantine\.jsonl"):
+        judge(summary, world.recipe)
+    mended = preprocess(world.recipe)
+    assert {Path(one.tile).name for one in mended.bad} == set(bad), "told again for as long as they are bad"
+
+
+def test_a_file_that_cannot_be_opened_is_named_too(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = TileReader._read
+
+    def refuse(self: TileReader, path: Path):
+        if path.name == "p1.png":
+            from stairstep.settings import TileError
+
+            raise TileError(f"{path}: this tile cannot be read (Permission denied)")
+        return real(self, path)
+
+    monkeypatch.setattr(TileReader, "_read", refuse)
+    summary = preprocess(world.recipe)
+    assert [Path(one.tile).name for one in summary.bad] == ["p1.png"]
+    assert summary.bad[0].where.endswith("train.jsonl:2")
+
+
+def test_a_file_that_changes_meanwhile_is_not_kept_under_its_old_id(world: SimpleNamespace) -> None:
+    def change_first(work, items):
+        if isinstance(work, Filling):
+            Image.fromarray(np.full((40, 40, 3), 7, dtype=np.uint8)).save(world.data / "p5.png")
+        return map(work, items)
+
+    summary = preprocess(world.recipe, change_first)
+    assert [Path(one.tile).name for one in summary.bad] == ["p5.png"]
+    assert "changed" in summary.bad[0].reason
+    assert tile_id((world.data / "p5.png").read_bytes()) not in store_of(world)
+
+
+def test_a_stopped_job_keeps_what_it_made_and_the_next_goes_on(world: SimpleNamespace) -> None:
+    calls: list[int] = []
+
+    def stop_after_two_blocks() -> bool:
+        calls.append(1)
+        return len(calls) >= 12  # ten groups of files are hashed first
+
+    summary = preprocess(world.recipe, stop=stop_after_two_blocks)
+    assert summary.stopped
+    assert summary.made in (9, 10), "two shards, one of which may be the last and short"
+    assert len(store_of(world)) == summary.made
+    again = preprocess(world.recipe)
+    assert (again.there_before, again.made, again.stopped) == (summary.made, 29 - summary.made, False)
+    assert_whole(world)
+
+
+def test_a_job_stopped_while_hashing_makes_nothing_and_forgets_nothing(world: SimpleNamespace) -> None:
+    summary = preprocess(world.recipe, stop=lambda: True)
+    assert summary.stopped
+    assert summary.made == 0
+    assert not list(world.store.rglob("*.arrow"))
+    assert len(tile_reader(world.recipe).ids) == 3
+
+
+def test_what_a_killed_job_left_is_taken_in(world: SimpleNamespace) -> None:
+    def dies(work, items):
+        for number, item in enumerate(items):
+            if isinstance(work, Filling) and number == 3:
+                raise KeyboardInterrupt
+            yield work(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(world.recipe, dies)
+    assert not list(world.store.rglob("manifest-*.json")), "readers see nothing of it yet"
+    summary = preprocess(world.recipe)
+    assert summary.there_before in (14, 15), "three shards, one of which may be the last and short"
+    assert summary.made == 29 - summary.there_before
+    assert_whole(world)
+
+
+def test_a_full_disk_leaves_whole_shards_only_and_the_next_job_goes_on(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        preprocess(world.recipe)
+    monkeypatch.undo()
+    monkeypatch.setattr(preprocessing, "SHARD_TILES", 5)
+    assert not list(world.store.rglob(".shard*"))
+    summary = preprocess(world.recipe)
+    assert summary.there_before in (9, 10), "two shards, one of which may be the last and short"
+    assert 0 < summary.there_before < 29
+    assert_whole(world)
+
+
+def test_training_and_evaluation_take_from_the_store(world: SimpleNamespace) -> None:
+    preprocess(world.recipe)
+    reader = tile_reader(world.recipe)
+    assert reader.store is not None
+    reader._read = lambda path: pytest.fail(f"{path} was read")  # type: ignore[method-assign]
+    paths = list(load_tiles(world.recipe))
+    with reader.ahead(paths) as tiles:
+        found = [(tile.path, tile.id) for tile in tiles]
+    assert found == [(path, tile_id(path.read_bytes())) for path in paths]
+    assert find_bad_tiles(load_tiles(world.recipe), reader, good_tiles(world.recipe)) == []
+
+
+def test_a_recipe_without_tiles_is_told(world: SimpleNamespace) -> None:
+    from dataclasses import replace
+
+    from stairstep.settings import RecipeError
+
+    with pytest.raises(RecipeError, match="names a tile"):
+        preprocess(replace(world.recipe, data=DataSettings(), evaluation=EvaluationSettings()))
