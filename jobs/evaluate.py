@@ -65,7 +65,9 @@ def main(arguments: list[str]) -> int:
         timings = result.facts["timings"]
         print(f"\n{result_table(result, f'{result.name}: {measured.what}')}")
         computed = {side: counts["computed"] for side, counts in result.facts["embeddings"].items()}
-        print(f"embedded {computed['queries']} queries and {computed['tiles']} tiles in {timings['embed_s']} s; the rest was known")
+        print(f"embedded {computed['queries']} queries and {computed['tiles']} tiles; the rest was known")
+        spent = ((part, timings.get(f"{part}_s")) for part in ("wait", "copy", "forward", "search", "read", "grade"))
+        print(f"seconds: {', '.join(f'{part} {seconds:.1f}' for part, seconds in spent if seconds is not None)}")
     print(f"\nrows and summaries: {measured.folder}")
     unscored = [result.name for result in measured.results if result.qa and result.qa["all"].interval is None]
     if unscored:

@@ -22,7 +22,9 @@ BLOCKED = ("ray", "vllm", "wandb", "torchvision")
 Job = Callable[..., Any]
 
 LINE = re.compile(r"^(R@1|R@3|R@5|R@10|MRR|NDCG@5|NDCG@10) +(1?\.\d{3}) +\[(1?\.\d{3}) (1?\.\d{3})\] +n=(\d+)$", re.MULTILINE)
-EMBEDDED = re.compile(r"^embedded (\d+) queries and (\d+) tiles in", re.MULTILINE)
+EMBEDDED = re.compile(
+    r"^embedded (\d+) queries and (\d+) tiles;.*\nseconds: wait [\d.]+, copy 0\.0, forward [\d.]+, search [\d.]+", re.MULTILINE
+)
 
 SITE = """
 import importlib.util, sys

@@ -52,6 +52,7 @@ def test_every_row_is_answered_and_a_bad_tile_fails_its_own_question(result: Ret
     assert done.qa["all"].states["unanswered"] == 1
     assert done.metrics() == {"toy/qa_score": 0.0}
     assert done.summary()["qa"]["report"]["coverage"] == 0.5
+    assert done.facts["timings"]["read_s"] > 0 and done.facts["timings"]["grade_s"] >= 0
 
 
 def test_without_a_reader_nothing_is_asked(result: RetrievalResult, tmp_path: Path) -> None:

@@ -52,9 +52,11 @@ class RetrievalResult:
     facts: Mapping[str, Any]
     qa: Mapping[str, QAScore] = dataclasses.field(default_factory=dict)  # of all questions, of `selection` and of `report`
 
-    def answered(self, rows: Sequence[Row], settings: EvaluationSettings, seconds: float, calls: Mapping[str, Any]) -> RetrievalResult:
+    def answered(
+        self, rows: Sequence[Row], settings: EvaluationSettings, seconds: Mapping[str, float], calls: Mapping[str, Any]
+    ) -> RetrievalResult:
         """The same result with its rows answered and graded, and what that took."""
-        timings = {**self.facts["timings"], "answer_s": round(seconds, 3)}
+        timings = {**self.facts["timings"], **{part: round(value, 3) for part, value in seconds.items()}}
         facts = {**self.facts, **answer_facts(rows, settings.top_k_read), "calls": dict(calls), "timings": timings}
         return dataclasses.replace(self, rows=tuple(rows), qa=qa_scores(rows, settings), facts=facts)
 
@@ -274,7 +276,7 @@ class _Clock:
 def _cost(texts: EmbedReport, tiles: EmbedReport, clock: _Clock) -> dict[str, Any]:
     sides = {"queries": texts, "tiles": tiles}
     counts = ("computed", "found", "batches", "tokens")
-    seconds = ("identify_s", "wait_s", "forward_s", "store_s")
+    seconds = ("identify_s", "wait_s", "copy_s", "forward_s", "store_s")
     return {
         "embeddings": {name: {key: getattr(side, key) for key in counts} for name, side in sides.items()},
         "timings": {

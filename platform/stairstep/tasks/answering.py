@@ -215,12 +215,12 @@ class Answering:
         """The result with answers, grades and a QA score; as it is where the recipe has no reader."""
         if self._reader is None:
             return result
-        started = time.perf_counter()
-        rows, calls = self.complete(result.rows, Path(result.facts["tiles_dir"]), ("answers", "grades"))
-        return result.answered(rows, self._settings, time.perf_counter() - started, calls)
+        rows, calls, seconds = self.complete(result.rows, Path(result.facts["tiles_dir"]), ("answers", "grades"))
+        return result.answered(rows, self._settings, seconds, calls)
 
-    def complete(self, rows: Sequence[Row], tiles_dir: Path, what: Sequence[Missing]) -> tuple[list[Row], dict[str, Any]]:
-        """Rows with the answers and grades that they lack, and what that took; what is there already stays."""
+    def complete(self, rows: Sequence[Row], tiles_dir: Path, what: Sequence[Missing]) -> tuple[list[Row], dict[str, Any], dict[str, float]]:
+        """Rows with the answers and grades that they lack, the calls and the seconds that took; what is there already stays."""
+        started = time.perf_counter()
         assert self._reader is not None, "a recipe without a reader asks nothing"
         ledger = self._ledger()
         before = {kind: ledger.counts(kind) for kind in ("answer", "grade")}
@@ -231,11 +231,12 @@ class Answering:
         for place, said in zip(unread, self._reader.answers(asked, ledger), strict=True):
             _count(tokens["answer"], said)
             done[place] = with_answer(done[place], said if isinstance(said, Failure) else said.value["text"])
+        read = time.perf_counter()
         ungraded = [place for place, row in enumerate(done) if row["state"] == "ungraded"] if "grades" in what or unread else []
         for place, grade in zip(ungraded, self._grades([done[place] for place in ungraded], ledger), strict=True):
             _count(tokens["grade"], grade)
             done[place] = with_grade(done[place], grade if isinstance(grade, Failure) else grade.value["grade"])
-        return done, self._calls(ledger, before, tokens)
+        return done, self._calls(ledger, before, tokens), {"read_s": read - started, "grade_s": time.perf_counter() - read}
 
     def _ledger(self) -> Ledger | NothingKept:
         """Made at the first question, in the process that asks."""

@@ -61,7 +61,7 @@ def _mend(path: Path, answering: Answering, recipe: Recipe, what: Sequence[Missi
         return None
     place = path.with_suffix(".summary.json")
     summary = read_json(place)
-    done, calls = answering.complete(rows, Path(summary["tiles_dir"]), what)
+    done, calls, _ = answering.complete(rows, Path(summary["tiles_dir"]), what)
     scores = qa_scores(done, recipe.evaluation)
     facts = answer_facts(done, recipe.evaluation.top_k_read)
     summary |= {"qa": {name: one.plain() for name, one in scores.items()}, **facts}

@@ -56,10 +56,10 @@ def _runs(pixels: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 def _stack(run: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """[n, 3, h, w] on the device. To a GPU by way of pinned memory: the copy then waits for nothing that the GPU still computes."""
-    on_the_way = device.type == "cuda" and all(tile.device.type == "cpu" for tile in run)
+    on_the_way = device.type == "cuda" and all(tile.device.type == "cpu" and not tile.is_pinned() for tile in run)
     stacked = torch.empty((len(run), *run[0].shape), dtype=torch.uint8, pin_memory=on_the_way, device="cpu" if on_the_way else device)
     for place, tile in zip(stacked, run, strict=True):
-        place.copy_(tile)
+        place.copy_(tile, non_blocking=True)
     return stacked.to(device, non_blocking=True)
 
 
