@@ -1,0 +1,125 @@
+"""A made-up release in seed 000's exact layout goes from the hub to an evaluation, by its own recipe, with no archive unpacked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from stairstep.data import WorldSettings
+from stairstep.tiny.tinywiki import ensure_world
+
+ROOT = Path(__file__).resolve().parents[2]
+PAIRS, TEXTS, QUESTIONS, ARTICLES = 1400, 40, 60, 100
+TRAINING, TESTING, WARMUP = "screenshot-training-natural-filtered-v2", "screenshot-training", "text-qa-pair"
+
+
+def hub_server() -> ModuleType:
+    """tests/hub_server.py, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location("hub_server", ROOT / "tests" / "hub_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hub_server"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def pack(archive: Path, folder: Path, top: str) -> int:
+    """The files of a folder as members below `top`, as `tar` writes them with folders of their own; how many files."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder, top or ".", recursive=False)
+        for path in files:
+            tar.add(path, f"{top}/{path.relative_to(folder).as_posix()}" if top else f"./{path.relative_to(folder).as_posix()}")
+    return len(files)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three repositories as the seed's documents describe them, and what must be counted in them."""
+    settings = WorldSettings(seed=77, articles=ARTICLES, questions=QUESTIONS, pairs=PAIRS, text_pairs=TEXTS)
+    world = ensure_world(settings, tmp_path_factory.mktemp("worlds"))
+    hub = tmp_path_factory.mktemp("hub")
+    counts: dict[str, dict[str, int]] = {TRAINING: {}, TESTING: {}, WARMUP: {}}
+    for name in ("train_hn.jsonl", "eval_hn.jsonl", "test_hn.jsonl"):
+        (hub / TRAINING).mkdir(exist_ok=True)
+        shutil.copy(world / name, hub / TRAINING / name)
+        counts[TRAINING][name] = len((world / name).read_text().splitlines())
+    packed = 0
+    for shard in sorted((world / "images").iterdir()):
+        packed += pack(hub / TRAINING / "image_shards" / f"{shard.name}.tar", shard, f"images/{shard.name}")
+    test = hub / TESTING / "test_miniv8"
+    test.mkdir(parents=True)
+    questions = json.loads((world / "test" / "tinywiki.json").read_text()) | {"tiles_dir": "test_miniv8/tiles"}
+    (test / "test_miniv8.json").write_text(json.dumps(questions))
+    candidates = pack(test / "tiles.tar", world / "test" / "tiles", "")
+    counts[TESTING] = {"test_miniv8/test_miniv8.json": QUESTIONS, "test_miniv8/tiles.tar": candidates}
+    chunk = hub / WARMUP / "chunk_000"
+    chunk.mkdir(parents=True)
+    shutil.copy(next((world / "text").glob("chunk_*/filtered_hn.jsonl")), chunk / "filtered_hn.jsonl")
+    texts = sum(len(path.read_text().splitlines()) for path in (world / "text").glob("chunk_*/filtered_hn.jsonl"))
+    counts[WARMUP] = {"chunk_*/filtered_hn.jsonl": texts}
+    return {"hub": hub, "counts": counts, "tiles": packed + candidates}
+
+
+def job(verb: str, recipe: Path, environment: dict[str, str], *more: str) -> str:
+    """What a job printed; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"jobs.{verb}", str(recipe), *more],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{verb}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def test_from_the_hub_to_an_evaluation_with_nothing_unpacked(release: dict[str, Any], tmp_path: Path) -> None:
+    data, runs, recipe = tmp_path / "data", tmp_path / "runs", tmp_path / "release.yaml"
+    data.mkdir()
+    fetch = [{"repo": f"Chrisyichuan/{name}", "expect": counts} for name, counts in release["counts"].items()]
+    fetch[1]["include"] = ["test_miniv8/*"]
+    recipe.write_text(
+        f"extends: {ROOT}/recipes/v8r.yaml\n"
+        f"run: {{root: {runs}, threads: 1, name: release}}\n"
+        f"data: {{fetch: {json.dumps(fetch)}}}\n"
+        "tiles: {max_visual_tokens: 64}\n"
+        "model: {base: tiny-embedder, dtype: float32}\n"
+        "optim: {batch: 4, steps: 3, schedule: {warmup_steps: 0}}\n"
+        "phases: {text_warmup_steps: 1}\n"
+        "evaluation: {every: 3, loss_every: 0, reader: null}\n"
+        "trackers: []\n"
+        "cluster: {workers: 0, device: cpu}\n"
+    )
+    module = hub_server()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "HF_"))}
+    environment |= {"PYTHONPATH": str(ROOT / "platform"), "DATA_ROOT": str(data), "HF_HOME": str(tmp_path / "hf")}
+    with module.HubServer(datasets={f"Chrisyichuan/{name}": release["hub"] / name for name in release["counts"]}) as server:
+        fetched = job("fetch", recipe, environment | {"HF_ENDPOINT": server.url})
+    assert str(PAIRS) in fetched.replace(",", "")
+    made = job("preprocess", recipe, environment)
+    named = sum(1 for line in (runs / "tiles").rglob("manifest-*.json") for _ in [line])
+    assert named == 1
+    (manifest,) = (runs / "tiles").rglob("manifest-*.json")
+    stored = json.loads(manifest.read_text())["tiles"]
+    assert 1900 <= stored <= release["tiles"]
+    assert f"{stored:,} were made" in made
+    trained = job("train", recipe, environment)
+    assert f"Tile store: {stored} tiles" in trained
+    evaluated = job("evaluate", recipe, environment, "--checkpoint", str(runs / "release" / "checkpoint-3"))
+    rows = [json.loads(line) for line in (runs / "release" / "eval_step3.jsonl").read_text().splitlines()]
+    assert len(rows) == QUESTIONS
+    assert all(path.startswith("") and path.endswith(".png") for row in rows for path in row["top3_paths"])
+    assert f"n={QUESTIONS}" in evaluated
+    unpacked = [path for path in data.rglob("*") if path.suffix == ".png"]
+    assert not unpacked
+    assert sum(1 for _ in data.rglob("*.tar")) == len(list(release["hub"].rglob("*.tar")))
