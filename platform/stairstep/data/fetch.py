@@ -1,8 +1,8 @@
 """Repositories of the hub onto this machine: listed, measured against the free space, fetched side by side, verified, committed last.
 
-A file is in place only when its checksum was that of the listing. Until then it is a hidden part beside its place, which a killed fetch leaves
-behind and the next one goes on with. What was verified is noted in `.stairstep-fetch.jsonl` with size and time of change: a file that is as it
-was is not hashed again. One process at a time writes a folder.
+A file is in place only when its checksum was that of the listing. Until then it is a hidden part beside its place, which a killed fetch
+leaves behind and the next one goes on with. What was verified is noted in `.stairstep-fetch.jsonl` with size and time of change: a file
+that is as it was is not hashed again. One process at a time writes a folder.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub.utils import disable_progress_bars
-
-from stairstep.records.files import append_line, read_json_lines, sync_file
+from stairstep.records.files import append_line, read_json_lines, sync_file, temporary_name, write_atomically
 from stairstep.settings import DataError, FetchError
 
 from . import hub
@@ -68,7 +67,6 @@ def fetch(sources: Sequence[FetchSource], base: AnyPath, roots: Sequence[AnyPath
     """Bring every source to its folder below `base`; links in it must stay in `roots`. `verify` hashes again what is there."""
     if not os.path.isdir(base):
         raise DataError(f"data.roots[0]: there is no folder '{base}'; make it (mkdir -p), or correct the path")
-    disable_progress_bars()
     targets = []
     for source in sources:
         listing = hub.list_files(source)
@@ -76,8 +74,8 @@ def fetch(sources: Sequence[FetchSource], base: AnyPath, roots: Sequence[AnyPath
         size = bytes_text(sum(one.size for one in listing.files))
         _LOG.info("%s: commit %s, %d files, %s", source.repo, listing.commit, len(listing.files), size)
     with ExitStack() as held:
-        for target in targets:
-            held.enter_context(_alone(target.folder))
+        for folder in dict.fromkeys(target.folder for target in targets):
+            held.enter_context(_alone(folder))
         for target in targets:
             target.look(verify)
         _check_space(targets)
@@ -91,7 +89,6 @@ class _Meter:
     what: str
     total: int
     files: int
-    live: Callable[[], int] = lambda: 0
     done: int = 0
     finished: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -102,38 +99,31 @@ class _Meter:
         with self.lock:
             self.done += size
 
-    def end_file(self) -> None:
-        """A file is finished."""
-        with self.lock:
-            self.finished += 1
-
     def line(self) -> str:
         """How far it is, how fast, and how long it will take."""
-        done = min(self.done + self.live(), self.total)
-        rate = done / max(time.monotonic() - self.began, 1e-3)
-        left = f", about {seconds_text((self.total - done) / rate)} left" if rate else ""
-        said = f"{bytes_text(done)} of {bytes_text(self.total)}, {self.finished} of {self.files} files, {bytes_text(rate)}/s"
+        rate = self.done / max(time.monotonic() - self.began, 1e-3)
+        left = f", about {seconds_text((self.total - self.done) / rate)} left" if rate > 0 else ""
+        said = f"{bytes_text(self.done)} of {bytes_text(self.total)}, {self.finished} of {self.files} files, {bytes_text(rate)}/s"
         return f"{self.what}: {said}{left}"
 
 
 class _Target:
-    """A source on its way to its folder."""
+    """A source on its way to its folder, or into the hub's own cache: there a file is a blob, and the commit's folder links to it."""
 
     def __init__(self, listing: Listing, base: Path, roots: Sequence[AnyPath]) -> None:
         self.listing, self.source = listing, listing.source
         self.in_cache = self.source.place is None
         self.folder = hub.cache_folder(self.source) if self.in_cache else base / str(self.source.place)
+        self.root = self.folder / "snapshots" / listing.commit if self.in_cache else self.folder
+        self.missing: list[RemoteFile] = []
         self._allowed = Roots([*roots, base])
         self._record = self.folder / _RECORD
-        self.missing: list[RemoteFile] = []
         self._wrong: list[str] = []
         self._stop = threading.Event()
 
     def place(self, file: RemoteFile) -> Path:
-        """Where a file goes."""
-        if self.in_cache:
-            return hub.cached(self.listing, file)
-        return self.folder / file.path
+        """Where a file's bytes go."""
+        return self.folder / "blobs" / file.checksum if self.in_cache else self.folder / file.path
 
     def part(self, file: RemoteFile) -> Path:
         """Where a file is gathered: in its own folder, so that it is put in place by one rename."""
@@ -150,7 +140,7 @@ class _Target:
                 self.missing.append(file)
                 if size is not None:
                     _LOG.warning("%s has %d bytes and the hub's file %d: it is fetched anew", self.place(file), size, file.size)
-            elif known.get(file.path) != (size, changed, file.checksum):
+            elif known.get(self._named(file)) != (size, changed, file.checksum):
                 unsure.append(file)
         meter = _Meter(f"{self.source.repo}: checking", sum(one.size for one in unsure), len(unsure))
 
@@ -167,67 +157,74 @@ class _Target:
 
     def still_needed(self) -> int:
         """The bytes that are to come."""
-        parts = [0 if self.in_cache else _size(self.part(file)) for file in self.missing]
-        return sum(max(file.size - part, 0) for file, part in zip(self.missing, parts, strict=True))
+        return sum(max(file.size - _size(self.part(file)), 0) for file in self.missing)
 
     def bring(self) -> Fetched:
         """Fetch what is missing, and count what must be in it."""
         began, needed = time.monotonic(), self.still_needed()
-        earlier = hub.unfinished_in_cache(self.source) if self.in_cache else 0
         meter = _Meter(self.source.repo, needed, len(self.missing))
-        if self.in_cache:
-            meter.live = lambda: max(hub.unfinished_in_cache(self.source) - earlier, 0)
         self._each(lambda file: self._bring_file(file, meter), self.missing, meter)
         if not self._wrong:
             self._sweep()
+            if self.in_cache:
+                self._link()
         files = self.listing.files
-        root = self.place(files[0]).parents[files[0].path.count("/")] if files else self.folder
         return Fetched(
             source=self.source,
             commit=self.listing.commit,
-            folder=root,
+            folder=self.root,
             files=len(files),
             size=sum(one.size for one in files),
             fetched=len(self.missing) - len(self._wrong),
             fetched_size=needed,
             seconds=time.monotonic() - began,
             wrong=tuple(sorted(self._wrong)),
-            counts=count_expected(self.source, root, [one.path for one in files]),
+            counts=count_expected(self.source, self.root, [one.path for one in files]),
         )
 
     def _bring_file(self, file: RemoteFile, meter: _Meter) -> None:
         """One file, fetched once more if its bytes are wrong."""
-        found = ""
-        for attempt in (1, 2):
-            gathered = self._gather(file, meter)
-            found = file.checksum_of(gathered)
-            if found == file.checksum:
-                if not self.in_cache:
-                    sync_file(gathered)
-                    os.replace(gathered, self.place(file))
-                self._note(file)
-                return
-            if self.in_cache:
-                hub.drop_from_cache(self.listing, file)
-            else:
-                gathered.unlink()
-            meter.add(-file.size)
-            if attempt == 1:
-                _LOG.warning("%s, %s: the bytes that came have another checksum than the listing's; once more", self.source.repo, file.path)
-        self._wrong.append(f"{self.source.repo}, {file.path}: expected the checksum {file.checksum}, twice came {found}")
-
-    def _gather(self, file: RemoteFile, meter: _Meter) -> Path:
-        if self.in_cache:
-            hub.download_to_cache(self.listing, file, self._stop)
-            meter.add(file.size)
-            return self.place(file)
         part = self.part(file)
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise DataError(f"{part.parent}: a file lies where '{self.source.repo}' has a folder; move it away") from None
-        hub.download(self.listing, file, part, meter.add, self._stop)
-        return part
+        found = ""
+        for attempt in (1, 2):
+            try:
+                hub.download(self.listing, file, part, meter.add, self._stop)
+                found = file.checksum_of(part)
+            except hub.TooLong:
+                found = "more bytes"
+            except hub.CutShort:
+                found = "fewer bytes"
+            if found == file.checksum:
+                sync_file(part)
+                os.replace(part, self.place(file))
+                self._note(file)
+                return
+            meter.add(-_size(part))
+            part.unlink()
+            if attempt == 1:
+                _LOG.warning("%s, %s: what came is not what the hub lists; once more from the beginning", self.source.repo, file.path)
+        self._wrong.append(
+            f"{self.source.repo}, {file.path}: expected {file.size} bytes with the checksum {file.checksum}, twice came {found}"
+        )
+
+    def _link(self) -> None:
+        """What the hub's client looks for: the commit's folder with links to the blobs, and last the commit of the branch or tag."""
+        for file in self.listing.files:
+            link = self.root / file.path
+            if not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                drafted = temporary_name(link)
+                drafted.symlink_to(os.path.relpath(self.place(file), link.parent))
+                os.replace(drafted, link)
+        named = self.source.revision or "main"
+        if named != self.listing.commit:
+            reference = self.folder / "refs" / named
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(reference, self.listing.commit)
 
     def _each(self, work: Callable[[RemoteFile], None], files: Sequence[RemoteFile], meter: _Meter) -> None:
         """Do the work for all files side by side; the first failure ends all of it."""
@@ -266,22 +263,21 @@ class _Target:
         append_line(self._record, {"path": self._named(file), "size": size, "mtime_ns": changed, "checksum": file.checksum})
 
     def _named(self, file: RemoteFile) -> str:
-        """A file's name in the record; in the hub's cache several commits lie side by side."""
-        return f"{self.listing.commit}/{file.path}" if self.in_cache else file.path
+        """A file's name in the record."""
+        return self.place(file).relative_to(self.folder).as_posix()
 
-    def _known(self) -> dict[str, tuple[int, int, str]]:
+    def _known(self) -> dict[str, tuple[Any, ...]]:
+        """What was verified: size, time of change and checksum by name, the last line of a name holds."""
         if not self._record.exists():
             return {}
-        lines = read_json_lines(self._record)
-        by_name = {one.get("path"): (one.get("size"), one.get("mtime_ns"), one.get("checksum")) for one in lines if isinstance(one, dict)}
-        return {file.path: by_name[self._named(file)] for file in self.listing.files if self._named(file) in by_name}
+        lines = [one for one in read_json_lines(self._record) if isinstance(one, dict)]
+        return {str(one.get("path")): (one.get("size"), one.get("mtime_ns"), one.get("checksum")) for one in lines}
 
     def _sweep(self) -> None:
         """Remove parts of files that the hub no longer has."""
-        if not self.in_cache:
-            for folder in {self.place(file).parent for file in self.listing.files}:
-                for left in folder.glob(f"{hub.OWN}*.part"):
-                    left.unlink()
+        for folder in {self.place(file).parent for file in self.listing.files}:
+            for left in folder.glob(f"{hub.OWN}*.part"):
+                left.unlink()
 
 
 def _check_space(targets: Sequence[_Target]) -> None:
@@ -297,8 +293,8 @@ def _check_space(targets: Sequence[_Target]) -> None:
         free = shutil.disk_usage(places[device]).free
         if free < size + MARGIN:
             raise FetchError(
-                f"{places[device]}: {bytes_text(size)} are still to be fetched and {bytes_text(MARGIN)} stay free, but only {bytes_text(free)}"
-                " are free on this disk; make room, or choose another place (data.roots; HF_HOME for models). Nothing was fetched"
+                f"{places[device]}: {bytes_text(size)} are still to be fetched and {bytes_text(MARGIN)} stay free,"
+                f" but only {bytes_text(free)} are free on this disk; make room, or choose another place (data.roots; HF_HOME for models). Nothing was fetched"
             )
 
 

@@ -129,12 +129,18 @@ def summary(results: Sequence[Fetched]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     left = (0, 1, len(head) - 1)
     lines = [
-        "  ".join(cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     lines += [f"✗ {told}" for one in results for told in one.wrong]
     lines += [f"{count.line()} ({one.source.repo})" for one in results for count in one.counts]
-    lines += [f"{one.source.repo}: to take this very state again, say revision: {one.commit}" for one in results if one.source.revision != one.commit]
+    lines += [
+        f"{one.source.repo}: to take this very state again, say revision: {one.commit}"
+        for one in results
+        if one.source.revision != one.commit
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -1,14 +1,13 @@
 """What is asked of the hub: which files a repository has at a commit, and their bytes.
 
 The listing is not trusted: every path must be a plain one inside the folder, every file must have a size and a checksum, and no more bytes
-are taken than it announces. A file is written to a part that outlives a kill, and is asked for from where the part ends: the hub's own client (2.4)
-keeps nothing of a file that it was killed over, and holds ten megabytes back before it writes them. The token comes from HF_TOKEN
-alone, goes into one header and is not sent on to the host that a redirect names.
+are taken than it announces. A file is written to a part that outlives a kill, and is asked for from where the part ends: the hub's own
+client (2.4) keeps nothing of a file that it was killed over, and holds ten megabytes back before it writes them. The token comes from
+HF_TOKEN alone, goes into one header and is not sent on to the host that a redirect names.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -25,11 +24,11 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, get_session, hf_raise_for_status
 
 from stairstep.settings import DataError, FetchError, InputError, StairstepError, UnreachableError
@@ -56,6 +55,14 @@ T = TypeVar("T")
 
 class Stopped(Exception):
     """Another thread has failed, and this one need not go on."""
+
+
+class TooLong(Exception):
+    """A reply with more bytes than the listing says."""
+
+
+class CutShort(Exception):
+    """A reply that ended in good order before the file did, however often it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,60 +209,16 @@ def _stream(
                     raise Stopped
                 have += len(piece)
                 if have > file.size:
-                    raise FetchError(f"{file.path}: the hub sends more than the {file.size} bytes that its listing says")
+                    raise TooLong
                 out.write(piece)
                 seen(len(piece))
     if have < file.size:
-        raise _CutShort
-
-
-class _CutShort(Exception):
-    """A reply that ended in good order before the file did."""
-
-
-def download_to_cache(listing: Listing, file: RemoteFile, stop: threading.Event) -> None:
-    """A file in the hub's own cache, where transformers will look for it, by the hub's own client."""
-    source = listing.source
-
-    def ask() -> str:
-        try:
-            return huggingface_hub.hf_hub_download(
-                source.repo, file.path, repo_type=source.repo_type, revision=source.revision or "main", token=token()
-            )
-        except RuntimeError as error:  # how hf_xet tells whatever went wrong
-            raise _CutShort from error
-
-    path = Path(patiently(ask, source, stop=stop, file=file.path))
-    if path != cached(listing, file):
-        raise FetchError(f"'{source.repo}': the hub has moved on from commit {listing.commit} meanwhile; start again")
-
-
-def drop_from_cache(listing: Listing, file: RemoteFile) -> None:
-    """Take a file with wrong bytes out of the hub's own cache, so that nothing uses it."""
-    path = cached(listing, file)
-    blob = path.resolve()
-    path.unlink(missing_ok=True)
-    if blob.is_relative_to(cache_folder(listing.source).resolve()):
-        blob.unlink(missing_ok=True)
-
-
-def unfinished_in_cache(source: FetchSource) -> int:
-    """The bytes of the files that are on their way into the hub's own cache."""
-    total = 0
-    for path in (cache_folder(source) / "blobs").glob("*.incomplete"):
-        with contextlib.suppress(FileNotFoundError):  # it has arrived
-            total += path.stat().st_size
-    return total
-
-
-def cached(listing: Listing, file: RemoteFile) -> Path:
-    """Where a file lies in the hub's own cache."""
-    return cache_folder(listing.source) / "snapshots" / listing.commit / file.path
+        raise CutShort
 
 
 def cache_folder(source: FetchSource) -> Path:
     """The folder of a repository in the hub's own cache."""
-    return Path(constants.HF_HUB_CACHE) / "--".join((f"{source.repo_type}s", *source.repo.split("/")))
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source.repo, repo_type=source.repo_type)
 
 
 def patiently(
@@ -273,22 +236,19 @@ def patiently(
             return ask()
         except OfflineModeIsEnabled:
             raise UnreachableError(f"'{source.repo}': HF_HUB_OFFLINE forbids to ask the hub; unset it to fetch") from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, _CLIENT_ERROR, _CutShort) as error:
-            told = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception) else error
-        except OSError as error:
-            if error.errno is not None:  # of this machine, such as a full disk
-                raise
+        except (HfHubHTTPError, _CLIENT_ERROR, CutShort) as error:
             told = error
         except HFValidationError as error:
             raise InputError(f"data.fetch: '{source.repo}' is no hub id: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise UnreachableError(
-                f"'{source.repo}': what answers at {constants.ENDPOINT} is no hub ({type(error).__name__}); check HF_ENDPOINT and the network"
+                f"'{source.repo}': what answers at {constants.ENDPOINT} is no hub ({type(error).__name__});"
+                " check HF_ENDPOINT and the network"
             ) from None
         waits = _waits(told, source, file)
         failures, before = (1, have()) if have() > before else (failures + 1, before)
         if failures > len(waits):
-            raise _given_up(told, source, file) from None
+            raise told if isinstance(told, CutShort) else _given_up(told, source, file) from None
         seconds = min(max(waits[failures - 1], _asked_to_wait(told)), LONGEST_WAIT_S)
         named = f"{source.repo}{f', {file}' if file else ''}"
         _LOG.info("%s: %s; asking again in %.0f s", named, _cause(told), seconds)
@@ -326,14 +286,15 @@ def _given_up(error: Exception, source: FetchSource, file: str) -> UnreachableEr
     if isinstance(error, HfHubHTTPError):
         return UnreachableError(f"{named}: the hub stays busy ({error.response.status_code}); start again later, it goes on from here")
     return UnreachableError(
-        f"{named}: the hub at {constants.ENDPOINT} could not be reached ({_cause(error)}); check the network and start again, it goes on from here"
+        f"{named}: the hub at {constants.ENDPOINT} could not be reached ({_cause(error)});"
+        " check the network and start again, it goes on from here"
     )
 
 
 def _cause(error: Exception) -> str:
     if isinstance(error, HfHubHTTPError):
         return f"the hub answers {error.response.status_code}"
-    return "the reply was cut short" if isinstance(error, _CutShort | OSError) else type(error).__name__
+    return "the reply was cut short" if isinstance(error, CutShort) else type(error).__name__
 
 
 def _asked_to_wait(error: Exception) -> float:

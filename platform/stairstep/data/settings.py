@@ -111,8 +111,8 @@ class FetchSource:
         """The repository has a hub id, its folder stays below the root, and what is expected can be counted."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.repo, flags=re.ASCII):
             raise SettingError("repo", f"expected a hub id such as owner/name, found '{self.repo}'")
-        if self.revision == "":
-            raise SettingError("revision", "expected a commit, tag or branch, found an empty text; null means main")
+        if self.revision is not None and (not re.fullmatch(r"\w[\w./-]*", self.revision) or ".." in self.revision):
+            raise SettingError("revision", f"expected a commit, tag or branch (null means main), found '{self.revision}'")
         if "" in self.include:
             raise SettingError("include", "an empty pattern matches no file; name files, or leave this key out for all")
         if self.folder is not None and (not self.folder or self.folder[0] in "/~$" or ".." in self.folder.split("/")):
