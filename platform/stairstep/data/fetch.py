@@ -294,7 +294,8 @@ def _check_space(targets: Sequence[_Target]) -> None:
         if free < size + MARGIN:
             raise FetchError(
                 f"{places[device]}: {bytes_text(size)} are still to be fetched and {bytes_text(MARGIN)} stay free,"
-                f" but only {bytes_text(free)} are free on this disk; make room, or choose another place (data.roots; HF_HOME for models). Nothing was fetched"
+                f" but only {bytes_text(free)} are free on this disk; make room, or choose another place (data.roots;"
+                " HF_HOME for models). Nothing was fetched"
             )
 
 

@@ -270,14 +270,14 @@ def _refusal(error: Exception, status: int, source: FetchSource, file: str) -> S
     """The hub's own refusals, which trying again does not mend."""
     repo = source.repo
     if isinstance(error, GatedRepoError):
-        return InputError(f"data.fetch: '{repo}' is gated; accept its terms on the hub and set HF_TOKEN")
+        return InputError(f"'{repo}' is gated; accept its terms on the hub and set HF_TOKEN")
     if isinstance(error, RevisionNotFoundError):
-        return InputError(f"data.fetch: '{repo}' has no revision '{source.revision or 'main'}'; correct `revision`")
+        return InputError(f"'{repo}' has no revision '{source.revision or 'main'}'; correct `revision`")
     if isinstance(error, RepositoryNotFoundError):
-        return InputError(f"data.fetch: there is no {source.repo_type} '{repo}' on the hub (a private one needs HF_TOKEN)")
+        return InputError(f"there is no {source.repo_type} '{repo}' on the hub (a private one needs HF_TOKEN)")
     if status in (401, 403):
         given = "does not open it; set one that may read it" if token() else "is not set; set it"
-        return InputError(f"data.fetch: the hub refuses '{repo}' ({status}): HF_TOKEN {given}")
+        return InputError(f"the hub refuses '{repo}' ({status}): HF_TOKEN {given}")
     return FetchError(f"'{repo}'{f', {file}' if file else ''}: the hub answers {status}; nothing that is whole is lost, look at the hub")
 
 

@@ -48,5 +48,12 @@ def tiles_line(source: QuestionSetSource, roots: tuple[str, ...], base: Path) ->
         packed = path.with_name("tiles.tar")
         if not path.is_file() or not packed.is_file():
             return f"✗ question set {name}: {error}"
-        return f"✓ question set {name}: its tiles lie packed in {packed} ({count_in(packed):,} files)"
+        return _packed_line(name, packed)
     return f"✓ question set {name}: {len(found.tiles):,} tiles in {found.note}"
+
+
+def _packed_line(name: str, packed: Path) -> str:
+    try:
+        return f"✓ question set {name}: its tiles lie packed in {packed} ({count_in(packed):,} files)"
+    except DataError as error:
+        return f"✗ question set {name}: {error}"
