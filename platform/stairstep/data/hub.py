@@ -121,6 +121,7 @@ def list_files(source: FetchSource) -> Listing:
 
 
 def _chosen(paths: Iterable[str], source: FetchSource) -> set[str]:
+    """The paths that `include` asks for; patterns may be alternatives, so one of them may match nothing, but not all."""
     every = list(paths)
     if not source.include:
         return set(every)
@@ -128,9 +129,11 @@ def _chosen(paths: Iterable[str], source: FetchSource) -> set[str]:
     for pattern in source.include:
         found = set(filter_repo_objects(every, allow_patterns=[pattern]))
         if not found:
-            shown = ", ".join(sorted(every)[:5]) or "no file at all"
-            raise InputError(f"data.fetch: include '{pattern}' matches no file of '{source.repo}'; there are {shown}, …")
+            _LOG.info("%s: include '%s' matches no file", source.repo, pattern)
         chosen |= found
+    if not chosen:
+        shown = ", ".join(sorted(every)[:5]) or "nothing"
+        raise InputError(f"'{source.repo}': no file matches include ({', '.join(source.include)}); there are {shown}, …")
     return chosen
 
 
