@@ -89,10 +89,11 @@ def start(hub: Any, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[s
     """Start the job; its output comes by `communicate`."""
     started: list[subprocess.Popen[str]] = []
 
-    def go(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    def go(*arguments: object, script: str | None = None, **environment: str) -> subprocess.Popen[str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "FETCH_TO": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-m", "jobs.fetch", *map(str, arguments)]
+        what = ["-m", "jobs.fetch"] if script is None else ["-c", script]
+        words = [sys.executable, *what, *map(str, arguments)]
         environment = {**kept, **own, "PYTHONPATH": str(ROOT / "platform"), **environment}
         started.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
@@ -187,40 +188,37 @@ def test_a_fetch_that_was_killed_goes_on(hub: Any, recipe: Path, start: Any, tmp
     assert list(tmp_path.rglob("*.part")) == []
 
 
-@pytest.mark.parametrize(
-    "moment", ["stairstep.data.fetch._Target._note", "stairstep.data.fetch.os.replace", "stairstep.data.fetch.count_expected"]
-)
+KILLED = """
+import os, signal
+from stairstep.data import fetch
+{moment} = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from jobs.common import run
+from jobs.fetch import main
+run(main)
+"""
+
+
+@pytest.mark.parametrize("moment", ["fetch.os.replace", "fetch._Target._note", "fetch.count_expected"])
 def test_a_kill_at_the_moments_of_commitment(hub: Any, recipe: Path, start: Any, tmp_path: Path, moment: str) -> None:
     """Just before a whole part is renamed, between the rename and its note, and when all of a repository is there."""
-    owner, _, name = moment.rpartition(".")
-    (tmp_path / "killed").mkdir()
-    (tmp_path / "killed/sitecustomize.py").write_text(
-        f"""\
-import atexit, os, signal, sys
-class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name == "stairstep.tasks.fetching" and sys.modules.get("stairstep.data") is not None:
-            sys.meta_path.remove(self)
-            import pkgutil
-            setattr(pkgutil.resolve_name("{owner.replace("fetch.", "fetch:")}"), "{name}", lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))
-sys.meta_path.insert(0, Watch())
-"""
-    )
-    process = start(recipe, PYTHONPATH=f"{tmp_path / 'killed'}:{ROOT / 'platform'}")
+    process = start(recipe, script=KILLED.format(moment=moment))
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     there = set(whole_files(tmp_path / "data/release"))
-    gathered = {part.stat().st_size for part in (tmp_path / "data").rglob("*.part")}
-    assert there or gathered
+    every = set(whole_files(tmp_path / "hub/release"))
+    if moment == "fetch.os.replace":
+        assert there == set()
+        assert list((tmp_path / "data").rglob("*.part"))
+    elif moment == "fetch._Target._note":
+        assert there
+        assert not (tmp_path / "data/release/.stairstep-fetch.jsonl").exists()
+    else:
+        assert there == every
     hub.behave()
     code, out, err = ended(start(recipe))
     assert code == 0, out + err
     assert whole_files(tmp_path / "data/release") == whole_files(tmp_path / "hub/release")
     assert there.isdisjoint(one.file for one in hub.contents())
-    if moment.endswith("replace"):
-        assert gathered >= {(tmp_path / "hub/release/train_hn.jsonl").stat().st_size} or len(gathered) >= 1
-    if moment.endswith("count_expected"):
-        assert there == set(whole_files(tmp_path / "hub/release"))
 
 
 def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
