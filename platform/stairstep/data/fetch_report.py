@@ -120,7 +120,7 @@ def summary(results: Sequence[Fetched]) -> str:
             f"{one.files:,}",
             bytes_text(one.size),
             f"{one.files - one.fetched - len(one.wrong):,}",
-            f"{one.fetched:,}",
+            f"{one.fetched:,} ({bytes_text(one.fetched_size)})",
             f"{one.seconds:.1f}",
             str(one.folder),
         )
