@@ -4,11 +4,12 @@ from .plan import BatchPlan, counts_of, fixed_sample, share
 from .questions import Question, QuestionSet, TileFile, article_of, is_selection, list_tiles, read_question_set
 from .roots import Roots, resolve_inside, roots_of
 from .rows import PairRow, TextRow, missing_tiles, read_pairs, read_texts
-from .settings import DataSettings, Order, PairSource, QuestionSetSource, TextSource, WorldSettings
+from .settings import DataSettings, FetchSource, Order, PairSource, QuestionSetSource, TextSource, WorldSettings
 
 __all__ = [
     "BatchPlan",
     "DataSettings",
+    "FetchSource",
     "Order",
     "PairRow",
     "PairSource",

@@ -6,6 +6,7 @@ and is filled in by `tasks/` before anything here is read.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -83,6 +84,51 @@ class QuestionSetSource:
             raise SettingError("name", f"expected letters, digits, '.', '_' or '-', found '{self.name}'")
 
 
+COUNTED_ENDINGS = (".jsonl", ".json", ".tar")
+
+
+@dataclass(frozen=True)
+class FetchSource:
+    """One repository of the hub, and what must be in it."""
+
+    repo: str = setting(doc="Hub id, such as owner/name.")
+    repo_type: Literal["dataset", "model"] = setting("dataset", doc="What the hub keeps it as.")
+    revision: str | None = setting(
+        None, doc="Commit, tag or branch; null: main. The commit that was found is printed, so that it can be pinned here."
+    )
+    include: tuple[str, ...] = setting((), doc="Patterns of the files to fetch (* matches / as well), e.g. 'test_miniv8/*'; empty: all.")
+    folder: str | None = setting(
+        None,
+        doc="Where it is put, relative to the first of data.roots; null: a dataset under its own name, a model in the hub's own cache.",
+    )
+    expect: dict[str, int] = setting(
+        doc="What must be found, by a file's path in the repository or a pattern (then the sum over its files): rows of a .jsonl, questions"
+        " of a .json, files in a .tar.",
+        factory=dict,
+    )
+
+    def check(self) -> None:
+        """The repository has a hub id, its folder stays below the root, and what is expected can be counted."""
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", self.repo, flags=re.ASCII):
+            raise SettingError("repo", f"expected a hub id such as owner/name, found '{self.repo}'")
+        if self.revision is not None and (not re.fullmatch(r"\w[\w./-]*", self.revision) or ".." in self.revision):
+            raise SettingError("revision", f"expected a commit, tag or branch (null means main), found '{self.revision}'")
+        if "" in self.include:
+            raise SettingError("include", "an empty pattern matches no file; name files, or leave this key out for all")
+        if self.folder is not None and (not self.folder or self.folder[0] in "/~$" or ".." in self.folder.split("/")):
+            raise SettingError("folder", f"expected a path below the first of data.roots, found '{self.folder}'")
+        for name, count in self.expect.items():
+            if not name.endswith(COUNTED_ENDINGS):
+                raise SettingError("expect", f"'{name}': files ending in {', '.join(COUNTED_ENDINGS)} can be counted")
+            if count < 0:
+                raise SettingError("expect", f"'{name}': expected a whole number at least 0, found {count}")
+
+    @property
+    def place(self) -> str | None:
+        """The folder below the first of data.roots; None: the hub's own cache."""
+        return self.folder or (self.repo.rpartition("/")[2] if self.repo_type == "dataset" else None)
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """Rows in: where files may lie, the training, validation and text sources, negatives and order."""
@@ -104,8 +150,13 @@ class DataSettings:
         doc="How many bad tiles are accepted. They are listed in quarantine.jsonl; rows and question sets go without them.",
         minimum=0,
     )
+    fetch: tuple[FetchSource, ...] = setting((), doc="What `python -m jobs.fetch` brings from the hub; nothing else reads it.")
 
     def check(self) -> None:
-        """Nothing can be accepted that is not looked for."""
+        """Nothing can be accepted that is not looked for, and no two repositories share a folder."""
         if self.max_quarantined and not self.check_tiles:
             raise SettingError("max_quarantined", "bad tiles are found by the check alone; set check_tiles to true, or leave this key out")
+        places = [one.place for one in self.fetch if one.place is not None]
+        for index, place in enumerate(places):
+            if os.path.normpath(place) in map(os.path.normpath, places[:index]):
+                raise SettingError("fetch", f"two repositories would lie in the folder '{place}'; give one of them another `folder`")

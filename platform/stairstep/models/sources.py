@@ -52,6 +52,11 @@ def shipped_bases() -> dict[str, Path]:
 
 def locate(name: str, revision: str | None, key: str, files: Sequence[str] = SAFE_FILES) -> Source:
     """The folder behind a base's name as the recipe's `key` gives it; hub files that match `files` are fetched or found in the cache."""
+    return locate_here(name, revision, key) or Source(fetch(name, revision, files, key), shipped=False)
+
+
+def locate_here(name: str, revision: str | None, key: str) -> Source | None:
+    """As `locate`, but None for a hub id: nothing is asked of the hub."""
     shipped = shipped_bases()
     folder = Path(name).expanduser()
     if revision is not None and (name in shipped or folder.is_dir()):
@@ -67,7 +72,7 @@ def locate(name: str, revision: str | None, key: str, files: Sequence[str] = SAF
             f"{key}: there is no folder {name}; expected a local folder, a hub id like Qwen/Qwen3-VL-Embedding-2B,"
             f" or one of the shipped bases: {', '.join(shipped)}"
         )
-    return Source(fetch(name, revision, files, key), shipped=False)
+    return None
 
 
 def locate_config(name: str, revision: str | None, key: str) -> Source:

@@ -1,7 +1,7 @@
 """The bottom floor: typed settings, YAML with origins, strict building, the project's exceptions. Knows nothing of any room above."""
 
 from .build import build, to_plain, to_yaml
-from .errors import DataError, InputError, RecipeError, StairstepError, TileError, TrainingError, UnreachableError
+from .errors import DataError, FetchError, InputError, RecipeError, StairstepError, TileError, TrainingError, UnreachableError
 from .fields import SettingError, setting
 from .nodes import Node, Origin, describe, from_plain
 from .schema import json_schema
@@ -10,6 +10,7 @@ from .yaml_text import parse_yaml
 
 __all__ = [
     "DataError",
+    "FetchError",
     "InputError",
     "Node",
     "Origin",

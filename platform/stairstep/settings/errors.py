@@ -36,3 +36,7 @@ class UnreachableError(StairstepError):
 
 class TrainingError(StairstepError):
     """Training stopped because going on would be wrong, for example on a loss that is not finite."""
+
+
+class FetchError(StairstepError):
+    """Data that could not be fetched whole: no room, wrong bytes, a hub that refuses."""
