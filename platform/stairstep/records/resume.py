@@ -12,8 +12,9 @@ from typing import Any
 
 from stairstep.settings import DataError, InputError, Node, RecipeError, parse_yaml, to_yaml
 
-FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name")
-"""Keys that may differ at a resume; `run.root` and `run.name` say only where the folder lies, and it has been found."""
+FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "data.archives")
+"""Keys that may differ at a resume; `run.root` and `run.name` say only where the folder lies, and it has been found; `data.archives`, which
+tiles are read without being unpacked, and they are the same tiles."""
 
 _SHOWN = 8
 

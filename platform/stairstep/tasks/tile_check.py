@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +90,7 @@ def tiles_of(rows: RetrievalRows) -> dict[Path, str]:
 
 def find_bad_tiles(tiles: Mapping[Path, str], reader: TileReader, good: TileIds, alive: Callable[[], None] = lambda: None) -> list[BadTile]:
     """The tiles that cannot be had, in their order; those in `good` are not opened, those found good are added to it."""
-    stamps = _not_known(list(tiles), good)
+    stamps = _not_known(list(tiles), reader, good)
     bad: list[BadTile] = []
     started = told = time.monotonic()
     with reader.ahead(stamps) as decoded:
@@ -141,21 +140,21 @@ def without(bad: Collection[Path], rows: RetrievalRows) -> RetrievalRows:
     )
 
 
-def _not_known(paths: Sequence[Path], good: TileIds) -> dict[Path, Stamp | None]:
+def _not_known(paths: Sequence[Path], reader: TileReader, good: TileIds) -> dict[Path, Stamp | None]:
     """The paths that are not known to be good, with their stamps; in threads, because a file server answers many questions at once."""
 
     def ask(start: int) -> list[tuple[Path, Stamp | None]]:
-        asked = [(path, _stamp(path)) for path in paths[start : start + _PATHS_PER_TASK]]
+        asked = [(path, _stamp(path, reader)) for path in paths[start : start + _PATHS_PER_TASK]]
         return [(path, stamp) for path, stamp in asked if stamp is None or good.get(path, stamp) is None]
 
     with ThreadPoolExecutor(_STAT_WORKERS) as pool:
         return dict(one for part in pool.map(ask, range(0, len(paths), _PATHS_PER_TASK)) for one in part)
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path, reader: TileReader) -> Stamp | None:
     try:
-        return Stamp.of(os.stat(path))
-    except OSError:
+        return reader.stamp(path)
+    except TileError:
         return None
 
 

@@ -1,4 +1,7 @@
-"""From tile files to tiles: one read of a file gives its id and its resized pixels; many are decoded ahead of their use."""
+"""From tile files to tiles: one read of a file gives its id and its resized pixels; many are decoded ahead of their use.
+
+Where there is no file at a path, what an archive holds under it is the tile; a file at the path wins.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 
 from stairstep.settings import TileError
 
+from .archives import Archives, Member
 from .decode import decode_image
 from .identity import Stamp, TileIds, tile_id
 from .pixels import resize, tile_key
@@ -33,21 +37,35 @@ class Tile:
 
 
 class TileReader:
-    """Reads tiles from files. `allowed` says which paths may be read; `ids` remembers the ids of files. Safe from many threads."""
+    """Reads tiles from files and archives; safe from many threads.
 
-    def __init__(self, settings: TileSettings, allowed: Callable[[Path], bool] | None = None, ids: TileIds | None = None) -> None:
+    `allowed` says which paths may be read; `ids` remembers the ids of files.
+    """
+
+    def __init__(
+        self,
+        settings: TileSettings,
+        allowed: Callable[[Path], bool] | None = None,
+        ids: TileIds | None = None,
+        archives: Archives | None = None,
+    ) -> None:
         self.settings = settings
         self.geometry = settings.geometry()
         self.key = tile_key(self.geometry)
         self.ids = ids if ids is not None else TileIds()
+        self.archives = archives if archives is not None else Archives()
         self._allowed = allowed
 
     def load(self, path: Path | str) -> Tile:
         """The tile in a file; a TileError says what is wrong with one that cannot be had."""
         path = Path(path)
-        data, stamp = self._read(path)
+        data, origin = self._read(path)
         image = decode_image(data, str(path), self.settings.max_image_pixels)
-        return Tile(self._identify(path, data, stamp), path, resize(image, self.geometry, str(path)))
+        return Tile(self._identify(path, data, origin), path, resize(image, self.geometry, str(path)))
+
+    def source(self, path: Path | str) -> bytes:
+        """The tile's own bytes, as its file has them."""
+        return self._read(Path(path))[0]
 
     def id(self, path: Path | str) -> str:
         """The id of the tile in a file, without decoding it, and without reading it if its id is known."""
@@ -56,8 +74,15 @@ class TileReader:
         try:
             known = self.ids.get(path, Stamp.of(os.stat(path)))
         except OSError as error:
-            raise _unreadable(path, error) from error
+            return self._packed(path, error).id
         return known if known is not None else self._identify(path, *self._read(path))
+
+    def stamp(self, path: Path | str) -> Stamp:
+        """What tells the tile's present state without reading it: of a member, its size and the archive's time."""
+        try:
+            return Stamp.of(os.stat(path))
+        except OSError as error:
+            return self._packed(Path(path), error).stamp
 
     def ahead(self, paths: Iterable[Path | str]) -> Ahead[Path | str, Tile]:
         """The tiles in these files, in order, decoded by background threads ahead of their use; close it to stop early."""
@@ -66,14 +91,23 @@ class TileReader:
         most = self.settings.prefetch_mb * 1_000_000
         return Ahead(self.load, paths, workers=workers, most_bytes=most, reserve=reserve, cost=lambda tile: tile.pixels.nbytes)
 
-    def _identify(self, path: Path, data: bytes, stamp: Stamp | None) -> str:
-        known = self.ids.get(path, stamp) if stamp is not None else None
+    def _identify(self, path: Path, data: bytes, origin: Stamp | Member | None) -> str:
+        if isinstance(origin, Member):
+            return origin.id
+        known = self.ids.get(path, origin) if origin is not None else None
         if known is not None:
             return known
         found = tile_id(data)
-        if stamp is not None:
-            self.ids.put(path, stamp, found)
+        if origin is not None:
+            self.ids.put(path, origin, found)
         return found
+
+    def _packed(self, path: Path, error: OSError) -> Member:
+        """What an archive has under a path at which `error` found no file; a TileError where none has."""
+        member = self.archives.find(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
+        if member is None:
+            raise _unreadable(path, error) from error
+        return member
 
     def _admit(self, path: Path) -> None:
         if self._allowed is not None and not self._allowed(path):
@@ -81,8 +115,9 @@ class TileReader:
                 f"{path}: this tile lies outside the folders that may be read; add its folder to data.roots, or correct its row"
             )
 
-    def _read(self, path: Path) -> tuple[bytes, Stamp | None]:
-        """A file's bytes with its stamp; without one if the file changed meanwhile, since the two then do not belong together."""
+    def _read(self, path: Path) -> tuple[bytes, Stamp | Member | None]:
+        """A file's bytes with its stamp, or a member's with the member; with neither if the file changed meanwhile, since the two then do
+        not belong together."""
         self._admit(path)
         most = self.settings.max_image_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES
         try:
@@ -90,17 +125,22 @@ class TileReader:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise TileError(f"{path}: expected an image file, found a pipe or a device; correct the path in its row")
-                if status.st_size > most:
-                    raise TileError(
-                        f"{path}: the file has {status.st_size} bytes, more than an image of tiles.max_image_pixels ="
-                        f" {self.settings.max_image_pixels} can need; raise that limit if it is meant to be so large"
-                    )
+                self._bound(path, status.st_size, most)
                 data = file.read()
                 after = os.fstat(file.fileno())
         except OSError as error:
-            raise _unreadable(path, error) from error
+            member = self._packed(path, error)
+            self._bound(path, member.size, most)
+            return self.archives.read(member, most), member
         stamp = Stamp.of(after)
         return data, stamp if stamp == Stamp.of(status) and stamp.size == len(data) else None
+
+    def _bound(self, path: Path, size: int, most: int) -> None:
+        if size > most:
+            raise TileError(
+                f"{path}: the file has {size} bytes, more than an image of tiles.max_image_pixels ="
+                f" {self.settings.max_image_pixels} can need; raise that limit if it is meant to be so large"
+            )
 
 
 def _open_at_once(path: str, flags: int) -> int:
