@@ -22,7 +22,17 @@ def test_differences_name_every_leaf_that_differs():
 
 
 def test_only_cluster_trackers_limits_and_the_place_are_free():
-    free = ("cluster", "cluster.workers", "trackers.wandb", "limits.hours", "run.resume", "run.root", "run.name", "cluster[0]")
+    free = (
+        "cluster",
+        "cluster.workers",
+        "trackers.wandb",
+        "limits.hours",
+        "run.resume",
+        "run.root",
+        "run.name",
+        "cluster[0]",
+        "data.archives[0].path",
+    )
     held = ("run.seed", "run.threads", "clusters", "data.limits", "optim.cluster", "run")
     assert binding([(key, 1, 2) for key in (*free, *held)]) == [(key, 1, 2) for key in held]
 

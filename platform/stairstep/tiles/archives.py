@@ -96,8 +96,8 @@ class Archives:
             raise TileError(f"{where}: this archive cannot be read ({error.strerror or error}); bring it back, and start again") from error
         if hashlib.sha256(data).hexdigest() != member.id:
             raise TileError(
-                f"{where}: its bytes are not those that were indexed: the archive is damaged, or was changed after the start; bring it back,"
-                " or start again, which indexes a changed archive anew"
+                f"{where}: its bytes are not those that were indexed: the archive is damaged, or was changed after the start; bring it"
+                " back, or start again, which indexes a changed archive anew"
             )
         return data
 
