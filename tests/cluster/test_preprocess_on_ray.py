@@ -28,7 +28,7 @@ from stairstep.tasks import Recipe
 from stairstep.tasks.loading import load_tiles, tile_reader
 from stairstep.tasks.preprocessing import SHARD_TILES
 from stairstep.tasks.tile_check import read_quarantine
-from stairstep.tiles import TileReader, TileSettings, TileStore, tile_id
+from stairstep.tiles import Archives, TileReader, TileSettings, TileStore, tile_id
 
 TILES = 4 * SHARD_TILES
 BAD = 10
@@ -65,7 +65,7 @@ def assert_complete(recipe: Recipe) -> None:
     folder = store.folder / store.key
     bad = {one.tile: one.id for one in read_quarantine(folder / "quarantine.jsonl")}
     assert len(bad) == BAD
-    paths = list(load_tiles(recipe))
+    paths = list(load_tiles(recipe, Archives()))
     for path in paths:
         one = tile_id(path.read_bytes())
         if str(path) in bad:

@@ -244,3 +244,71 @@ def test_the_selection_part_is_fixed_by_the_id_and_about_as_large_as_asked() -> 
     for fraction in (-0.1, 1.1):
         with pytest.raises(ValueError, match="from 0 to 1"):
             is_selection("a", fraction)
+
+
+# --- tiles in archives
+
+
+class Packed:
+    """Files in archives, by their paths."""
+
+    def __init__(self, folder: Path, names: list[str], unmatched: tuple[str, ...] = ()) -> None:
+        self.paths = sorted(str(folder.resolve() / name) for name in names)
+        self.unmatched = unmatched
+
+    def find(self, path: Path | str) -> str | None:
+        return str(path) if str(path) in self.paths else None
+
+    def below(self, folder: Path | str) -> list[str]:
+        return [path for path in self.paths if path.startswith(f"{folder}/")]
+
+
+def test_a_tile_folder_may_exist_in_archives_alone(tmp_path: Path) -> None:
+    put(tmp_path / "mini.json", tree())
+    source = QuestionSetSource(path="mini.json")
+    packed = Packed(tmp_path / "tiles", [*TILES, "notes.txt", ".hidden.png", "sub/.cache/x.png", "._Ada_chunk_0.png", "UPPER.PNG"])
+    found = read_question_set(source, (), tmp_path, packed)
+    tiles(tmp_path / "tiles", [*TILES, "notes.txt", ".hidden.png", "sub/.cache/x.png", "._Ada_chunk_0.png", "UPPER.PNG"])
+    unpacked = read_question_set(source, (), tmp_path)
+    assert found == unpacked and len(found.tiles) == len(TILES) + 1
+
+
+def test_files_and_packed_tiles_are_one_list_each_once(tmp_path: Path) -> None:
+    put(tmp_path / "mini.json", tree())
+    tiles(tmp_path / "tiles", TILES[:2])
+    packed = Packed(tmp_path / "tiles", TILES[1:])
+    for options in ({}, {"tiles_dir": "tiles"}):
+        found = read_question_set(QuestionSetSource(path="mini.json", **options), (), tmp_path, packed)
+        assert [str(tile.path) for tile in found.tiles] == [str(tmp_path.resolve() / "tiles" / name) for name in TILES]
+        assert [tile.article for tile in found.tiles] == ["Ada", "Ada", "Bob", "Cat"]
+    assert [tile.path for tile in list_tiles(tmp_path / "tiles" / "sub", [tmp_path], packed)] == [tmp_path.resolve() / "tiles" / TILES[3]]
+
+
+def test_a_packed_folder_is_looked_for_where_a_real_one_is(tmp_path: Path) -> None:
+    put(tmp_path / "data" / "test" / "mini.json", tree(tiles_dir="test/tiles"))
+    source = QuestionSetSource(path="data/test/mini.json")
+    above = Packed(tmp_path / "data" / "test" / "tiles", TILES)
+    found = read_question_set(source, [tmp_path], tmp_path, above)
+    assert found.tiles_dir == tmp_path.resolve() / "data" / "test" / "tiles" and "found above the file" in found.note
+    beside = Packed(tmp_path / "data" / "test" / "test" / "tiles", TILES)
+    tiles(tmp_path / "data" / "test" / "tiles", ["Zoe_chunk_0.png"])
+    assert "found beside the file" in read_question_set(source, [tmp_path], tmp_path, beside).note
+    outside = Packed(tmp_path / "out", TILES)
+    put(tmp_path / "data" / "mini.json", tree(tiles_dir="../out"))
+    with pytest.raises(DataError, match=r"outside data\.roots"):
+        read_question_set(QuestionSetSource(path="data/mini.json"), [tmp_path / "data"], tmp_path, outside)
+
+
+def test_a_pattern_without_an_archive_is_named_where_tiles_are_missing(tmp_path: Path) -> None:
+    put(tmp_path / "mini.json", tree())
+    packed = Packed(tmp_path, [], unmatched=("tiles.tar", "more/*.tar"))
+    named = r"no archive was found for 'tiles\.tar', 'more/\*\.tar' of data\.archives"
+    with pytest.raises(DataError, match=rf"there is no folder 'tiles'.*{named}"):
+        read_question_set(QuestionSetSource(path="mini.json"), (), tmp_path, packed)
+    with pytest.raises(DataError, match=rf"is not a folder.*{named}"):
+        read_question_set(QuestionSetSource(path="mini.json", tiles_dir="a\0b"), (), tmp_path, packed)
+    (tmp_path / "tiles").mkdir()
+    with pytest.raises(DataError, match=rf"there is no tile .*{named}"):
+        read_question_set(QuestionSetSource(path="mini.json"), (), tmp_path, packed)
+    tiles(tmp_path / "tiles")
+    assert len(read_question_set(QuestionSetSource(path="mini.json"), (), tmp_path, packed).tiles) == 4

@@ -224,6 +224,35 @@ def test_missing_tiles_are_listed_once_with_the_first_row_that_names_them(tmp_pa
     assert missing_tiles([]) == []
 
 
+def test_a_tile_in_an_archive_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "images" / "shard_000").mkdir(parents=True)
+    (tmp_path / "images" / "shard_000" / "0.png").write_bytes(b"tile")
+    (tmp_path / "images" / "shard_000" / "0_b.png").mkdir()
+    (tmp_path / "images" / "shard_000" / "0_a.png").symlink_to("gone.png")
+
+    class Packed:
+        unmatched = ()
+        asked: list[str]
+
+        def find(self, path: Path | str) -> str | None:
+            self.asked.append(Path(path).name)
+            return None if Path(path).name == "1.png" else str(path)
+
+        def below(self, folder: Path | str) -> list[str]:
+            raise AssertionError("asked for a folder")
+
+    packed = Packed()
+    packed.asked = []
+    row = pair(
+        chunk_path="images/shard_000/0.png",
+        neg_chunk_paths=[f"images/shard_{name}.png" for name in ("000/0_b", "000/0_a", "009/9", "009/1")],
+    )
+    rows = pairs(tmp_path, row)
+    assert [path.name for _, path in missing_tiles(rows)] == ["0_b.png", "0_a.png", "9.png", "1.png"]
+    assert [path.name for _, path in missing_tiles(rows, packed=packed)] == ["0_b.png", "1.png"], "what is really there wins, be it no tile"
+    assert sorted(packed.asked) == ["0_a.png", "1.png", "9.png"]
+
+
 def test_a_tile_that_is_itself_a_link_is_caught_by_the_check_if_it_leaves_the_roots(tmp_path: Path) -> None:
     (tmp_path / "data" / "images").mkdir(parents=True)
     (tmp_path / "secret.png").write_bytes(b"tile")

@@ -10,6 +10,7 @@ import json
 import os
 import struct
 import sys
+import tarfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +24,12 @@ from stairstep.evaluation import readers
 from stairstep.evaluation.chat import ChatClient
 from stairstep.evaluation.readers import ImageUrls, RemoteReader, RemoteReaderSettings, media_type, without_thought
 from stairstep.settings import RecipeError, TileError, build, from_plain, json_schema, to_plain
-from stairstep.tiles import TileSettings
+from stairstep.tiles import Archives, TileReader, TileSettings, build_index
 
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_server import EvaluationServer, text
+
+FILES = TileReader(TileSettings())
 
 
 @pytest.fixture(autouse=True)
@@ -109,21 +112,43 @@ def test_the_question_first_and_then_the_tiles_best_first(server, tmp_path):
 @pytest.mark.parametrize(("kind", "expected"), [("PNG", "png"), ("JPEG", "jpeg"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp")])
 def test_the_media_type_is_in_the_bytes_and_not_in_the_name(tmp_path, kind, expected):
     data = image(kind=kind)
-    url = ImageUrls(None, 10**6, 10**6).url(written(tmp_path, "lies.png", data))
+    url = ImageUrls(None, 10**6, FILES).url(written(tmp_path, "lies.png", data))
     assert sent(url) == (f"image/{expected}", data)
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg/>", b"RIFF0000WAVE", b"II*\x00"])
 def test_what_is_no_image_is_told(tmp_path, data):
     with pytest.raises(TileError, match=r"tile\.png: expected a PNG"):
-        ImageUrls(None, 10**6, 10**6).url(written(tmp_path, "tile.png", data))
+        ImageUrls(None, 10**6, FILES).url(written(tmp_path, "tile.png", data))
     with pytest.raises(TileError, match="this place"):
         media_type(data, "this place")
 
 
 def test_a_tile_that_cannot_be_read_is_told_and_nobody_is_asked(server, tmp_path):
-    with pytest.raises(TileError, match=r"gone\.png: this tile cannot be read: No such file"):
+    with pytest.raises(TileError, match=r"gone\.png: there is no such tile"):
         reader(server).answer("what?", [tmp_path / "gone.png"])
+    assert not server.received
+
+
+def test_a_tile_in_an_archive_is_sent_as_its_own_bytes(server, tmp_path):
+    data = image()
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        entry = tarfile.TarInfo("tiles/one.png")
+        entry.size = len(data)
+        tar.addfile(entry, io.BytesIO(data))
+    tiles = TileReader(TileSettings(), archives=Archives([(build_index(tmp_path / "a.tar"), tmp_path)]))
+    made = build(RemoteReaderSettings, from_plain({"base_url": server.url}, "test"))
+    RemoteReader(made, ChatClient(made, "reader"), tiles).answer("what?", [tmp_path / "tiles" / "one.png"])
+    assert sent(parts(server)[1]["image_url"]["url"]) == ("image/png", data)
+    with pytest.raises(TileError, match=r"one\.png: there is no such tile"):
+        reader(server).answer("what?", [tmp_path / "tiles" / "one.png"])
+
+
+def test_a_tile_outside_the_roots_is_sent_to_nobody(server, tmp_path):
+    path = written(tmp_path, "secret.png", image())
+    made = build(RemoteReaderSettings, from_plain({"base_url": server.url}, "test"))
+    with pytest.raises(TileError, match=r"secret\.png: .*data\.roots"):
+        RemoteReader(made, ChatClient(made, "reader"), TileReader(TileSettings(), allowed=lambda one: False)).answer("what?", [path])
     assert not server.received
 
 
@@ -131,7 +156,7 @@ def test_a_tile_that_cannot_be_read_is_told_and_nobody_is_asked(server, tmp_path
 
 
 def test_larger_tiles_are_shrunk_and_smaller_ones_keep_their_pixels(tmp_path):
-    urls = ImageUrls(20_000, 10**7, 10**7)
+    urls = ImageUrls(20_000, 10**7, FILES)
     kind, data = sent(urls.url(written(tmp_path, "large.jpg", image(400, 200, "JPEG"))))
     with Image.open(io.BytesIO(data)) as shrunk:
         assert kind == "image/png" and shrunk.format == "PNG"
@@ -144,7 +169,7 @@ def test_larger_tiles_are_shrunk_and_smaller_ones_keep_their_pixels(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 9000), (9000, 1), (3, 5000), (70, 70), (33, 31)])
 def test_no_shape_passes_the_bound(tmp_path, height, width):
-    _, data = sent(ImageUrls(1024, 10**7, 10**7).url(written(tmp_path, "tile.png", image(height, width))))
+    _, data = sent(ImageUrls(1024, 10**7, FILES).url(written(tmp_path, "tile.png", image(height, width))))
     with Image.open(io.BytesIO(data)) as shrunk:
         assert 1 <= shrunk.width * shrunk.height <= 1024
         assert min(shrunk.size) >= 1
@@ -162,12 +187,12 @@ def bomb(height: int, width: int) -> bytes:
 
 def test_a_header_that_announces_too_much_is_refused_undecoded(tmp_path):
     with pytest.raises(TileError, match="announces 50000×50000"):
-        ImageUrls(10_000, 10**7, TileSettings().max_image_pixels).url(written(tmp_path, "bomb.png", bomb(50_000, 50_000)))
+        ImageUrls(10_000, 10**7, FILES).url(written(tmp_path, "bomb.png", bomb(50_000, 50_000)))
 
 
 def test_a_damaged_tile_is_told_when_it_is_decoded(tmp_path):
     with pytest.raises(TileError, match=r"tile\.png: this PNG file is damaged"):
-        ImageUrls(10_000, 10**7, 10**7).url(written(tmp_path, "tile.png", image(400, 200)[:500]))
+        ImageUrls(10_000, 10**7, FILES).url(written(tmp_path, "tile.png", image(400, 200)[:500]))
 
 
 def test_a_file_larger_than_the_bound_is_told(server, tmp_path):
@@ -184,7 +209,7 @@ def test_a_tile_is_encoded_once_until_its_file_changes(tmp_path, monkeypatch):
     reads = []
     media = readers.media_type
     monkeypatch.setattr(readers, "media_type", lambda data, where: reads.append(where) or media(data, where))
-    urls = ImageUrls(None, 10**6, 10**6)
+    urls = ImageUrls(None, 10**6, FILES)
     path = written(tmp_path, "tile.png", image(seed=1))
     first = urls.url(path)
     assert urls.url(path) == first and len(reads) == 1
@@ -197,13 +222,13 @@ def test_what_is_kept_is_bounded(tmp_path):
     paths = [written(tmp_path, f"{number}.png", image(seed=number)) for number in range(12)]
     expected = [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in paths]
     room = 3 * max(map(len, expected))
-    urls = ImageUrls(None, 10**6, 10**6, cache_bytes=room)
+    urls = ImageUrls(None, 10**6, FILES, cache_bytes=room)
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             assert list(pool.map(urls.url, paths)) == expected
             kept = sum(map(len, urls._kept.values()))
             assert 0 < kept <= room and urls._room == room - kept
-    assert ImageUrls(None, 10**6, 10**6, cache_bytes=0).url(paths[0]) == expected[0]
+    assert ImageUrls(None, 10**6, FILES, cache_bytes=0).url(paths[0]) == expected[0]
 
 
 # --- thoughts

@@ -21,7 +21,7 @@ def test_differences_name_every_leaf_that_differs():
     assert differences({"a": ["x"]}, {"a": "x"}) == [("a", ["x"], "x")]
 
 
-def test_only_cluster_trackers_limits_the_place_and_the_fetch_are_free():
+def test_only_cluster_trackers_limits_the_place_and_where_tiles_come_from_are_free():
     free = (
         "cluster",
         "cluster.workers",
@@ -32,6 +32,8 @@ def test_only_cluster_trackers_limits_the_place_and_the_fetch_are_free():
         "run.name",
         "cluster[0]",
         "data.fetch[0].revision",
+        "data.archives[0].path",
+        "tiles.store",
     )
     held = ("run.seed", "run.threads", "clusters", "data.limits", "optim.cluster", "run")
     assert binding([(key, 1, 2) for key in (*free, *held)]) == [(key, 1, 2) for key in held]

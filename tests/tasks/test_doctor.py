@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -49,7 +50,7 @@ def test_a_sound_recipe_is_ready(recipe: MakeRecipe) -> None:
     found = by_name(findings)
     assert {name for name, one in found.items() if one.answer.state == "bad"} <= {"versions"}
     assert not any(one.stops for one in findings)
-    assert {name for name, one in found.items() if one.answer.state == "open"} == {"reader", "grader", "trackers"}
+    assert {name for name, one in found.items() if one.answer.state == "open"} == {"archives", "reader", "grader", "trackers"}
     assert "train: 40 rows in train_hn.jsonl" in found["pairs"].answer.said
     assert "text: " in found["pairs"].answer.said
     assert "tinywiki: 12 questions, 36 tiles from " in found["question sets"].answer.said
@@ -132,6 +133,27 @@ def test_missing_and_bad_tiles_are_named(spoiled: Callable[..., Recipe], tmp_pat
     assert "data.max_quarantined=2" in found["tiles"].answer.do
     accepted = by_name(examine(spoiled(max_quarantined=2)))
     assert accepted["tiles"].answer.state == "good" and "2 bad ones accepted" in accepted["tiles"].answer.said
+
+
+def test_archives_are_looked_into_and_what_they_lack_is_named(spoiled: Callable[..., Recipe], tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    shards = sorted((world / "images").iterdir())
+    for shard in shards:
+        with tarfile.open(world / f"{shard.name}.tar", "w") as tar:
+            tar.add(shard, f"images/{shard.name}")
+        shutil.rmtree(shard)
+    sources = [{"path": "shard_*.tar"}, {"path": "tiles.tar", "unpacked_at": "test/tiles"}]
+    found = by_name(examine(spoiled(archives=sources)))
+    assert not [one for one in found.values() if one.stops]
+    assert "files in them; no file matches tiles.tar: those tiles must be unpacked" in found["archives"].answer.said
+    (world / "shard_000.tar").rename(world / "away.tar")
+    found = by_name(examine(spoiled(archives=sources)))
+    assert [one.check for one in found.values() if one.stops] == ["pairs", "tiles"]
+    assert "tiles are missing" in found["pairs"].answer.said and "'tiles.tar' of data.archives" in found["pairs"].answer.said
+    (world / "shard_000.tar").write_bytes(b"no archive")
+    found = by_name(examine(spoiled(archives=sources)))
+    assert found["archives"].stops and "shard_000.tar: this is no tar archive" in found["archives"].answer.said
+    assert found["tiles"].answer.said == "not looked at: see archives"
 
 
 def test_two_sets_of_one_name_are_told(recipe: MakeRecipe) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stairstep.data import DataSettings, PairSource, QuestionSetSource
+from stairstep.data import ArchiveSource, DataSettings, PairSource, QuestionSetSource
 from stairstep.evaluation.settings import EvaluationSettings
 from stairstep.objectives import Alone
 from stairstep.records import RunSettings
@@ -72,7 +74,7 @@ def checked(world: SimpleNamespace, begun: bool = False, accept: int = 0, **chan
     """The rows after the check, and the names of the files that it opened."""
     recipe = replace(world.recipe, data=replace(world.recipe.data, max_quarantined=accept, **changes))
     plain = tile_reader(recipe)
-    reader = CountingReader(plain.settings, plain._allowed, plain.ids)
+    reader = CountingReader(plain.settings, plain._allowed, plain.ids, plain.archives)
     reader.opened = []
     return check_tiles(load_rows(recipe), recipe, reader, world.list, Alone(), begun), reader.opened
 
@@ -97,6 +99,23 @@ def test_good_tiles_are_each_opened_once_and_then_never_again(world: SimpleNames
     assert opened == []
     os.utime(world.folder / "p2.png", ns=(1, 1))
     assert checked(world)[1] == ["p2.png"]
+
+
+def test_good_members_of_archives_are_not_read_again_until_their_archive_changes(world: SimpleNamespace) -> None:
+    with tarfile.open(world.folder / "a.tar", "w") as tar:
+        for name in ("p0.png", "p1.png", "n0.png", "tiles"):
+            tar.add(world.folder / name, name)
+    sources = (ArchiveSource("a.tar"),)
+    rows, opened = checked(world, archives=sources)
+    assert len(opened) == TILES
+    for name in ("p0.png", "p1.png", "n0.png"):
+        (world.folder / name).unlink()
+    shutil.rmtree(world.folder / "tiles")
+    again, opened = checked(world, archives=sources)
+    assert again == rows and sorted(opened) == ["Ada_chunk_0.png", "Ada_chunk_1.png", "Bob_chunk_0.png", "n0.png", "p0.png", "p1.png"]
+    assert checked(world, archives=sources) == (rows, [])
+    os.utime(world.folder / "a.tar", ns=(1, 1))
+    assert len(checked(world, archives=sources)[1]) == 6
 
 
 def test_bad_tiles_are_all_listed_and_refused_with_the_rows_that_name_them(world: SimpleNamespace) -> None:

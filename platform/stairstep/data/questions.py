@@ -18,6 +18,7 @@ from stairstep.settings import DataError
 from stairstep.settings.tree import describe
 
 from .fields import encodable, filled, required
+from .packed import PackedFiles, or_unmatched
 from .roots import AnyPath, Roots, resolve_inside, roots_of
 from .settings import QuestionSetSource
 
@@ -61,18 +62,21 @@ class QuestionSet:
         return tuple(question.id for question in self.questions if lost.issuperset(question.golden))
 
 
-def read_question_set(source: QuestionSetSource, roots: Sequence[AnyPath], base: AnyPath) -> QuestionSet:
-    """The question set of a JSON file; relative paths of the recipe are taken from `base`."""
+def read_question_set(source: QuestionSetSource, roots: Sequence[AnyPath], base: AnyPath, packed: PackedFiles | None = None) -> QuestionSet:
+    """The question set of a JSON file; relative paths of the recipe are taken from `base`. Tiles may be files or packed."""
     path = Path(base, source.path)
     where = str(path)
     if roots:
         resolve_inside(path, roots_of(roots, base, path.parent))
     tree = _read_json(path)
     questions = _questions(tree, where)[: source.limit]
-    tiles_dir, note, allowed = _tiles_dir(tree, source, roots, base, path)
-    tiles = list_tiles(tiles_dir, allowed)
+    tiles_dir, note, allowed = _tiles_dir(tree, source, roots, base, path, packed)
+    tiles = list_tiles(tiles_dir, allowed, packed)
     if not tiles:
-        raise DataError(f"{where}: there is no tile ({', '.join(TILE_ENDINGS)}) in {note}; unpack the tiles there, or correct tiles_dir")
+        raise DataError(
+            f"{where}: there is no tile ({', '.join(TILE_ENDINGS)}) in {note}; unpack the tiles there, or correct tiles_dir"
+            + or_unmatched(packed)
+        )
     have = {tile.article for tile in tiles}
     golden = dict.fromkeys(article for question in questions for article in question.golden)
     return QuestionSet(
@@ -93,15 +97,16 @@ def article_of(filename: str) -> str:
     return stem.removeprefix("dist_").split("_chunk_", 1)[0] or stem
 
 
-def list_tiles(folder: AnyPath, roots: Roots | Sequence[AnyPath]) -> tuple[TileFile, ...]:
-    """All images below a folder, sorted by path; hidden ones are left out, and a link that leaves the roots or leads nowhere is an error.
+def list_tiles(folder: AnyPath, roots: Roots | Sequence[AnyPath], packed: PackedFiles | None = None) -> tuple[TileFile, ...]:
+    """All images below a folder, files and packed ones, sorted by path; hidden ones are left out, and a link that leaves the roots or leads
+    nowhere is an error.
 
     A link inside the roots is followed, but no folder is listed twice. A tile's path keeps the link's own name, which names its article.
     """
     allowed = roots if isinstance(roots, Roots) else Roots(roots)
     start = resolve_inside(folder, allowed)
-    waiting, seen = [str(start)], {str(start)}
-    found: list[str] = []
+    found = _packed_tiles(str(start), packed)
+    waiting, seen = ([str(start)], {str(start)}) if not found or start.is_dir() else ([], set())
     while waiting:
         for entry in _entries(waiting.pop()):
             if entry.name.startswith("."):
@@ -118,7 +123,7 @@ def list_tiles(folder: AnyPath, roots: Roots | Sequence[AnyPath]) -> tuple[TileF
             elif entry.name.lower().endswith(TILE_ENDINGS) and entry.is_file():
                 if not encodable(entry.path):
                     raise DataError(f"{os.fsencode(entry.path)!r}: this tile's name is not UTF-8; rename it")
-                found.append(entry.path)
+                found.add(entry.path)
     return tuple(TileFile(Path(path), article_of(path)) for path in sorted(found))
 
 
@@ -128,6 +133,13 @@ def is_selection(question_id: str, fraction: float) -> bool:
         raise ValueError(f"expected a fraction from 0 to 1, found {fraction}")
     digest = hashlib.sha256(f"selection/{question_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def _packed_tiles(folder: str, packed: PackedFiles | None) -> set[str]:
+    """The packed images below a folder, under the rules that hold for files."""
+    paths = packed.below(folder) if packed is not None else []
+    inside = len(folder.rstrip("/"))
+    return {path for path in paths if path.lower().endswith(TILE_ENDINGS) and "/." not in path[inside:]}
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -202,17 +214,23 @@ def _optional_text(tree: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def _tiles_dir(
-    tree: Mapping[str, Any], source: QuestionSetSource, roots: Sequence[AnyPath], base: AnyPath, path: Path
+    tree: Mapping[str, Any],
+    source: QuestionSetSource,
+    roots: Sequence[AnyPath],
+    base: AnyPath,
+    path: Path,
+    packed: PackedFiles | None,
 ) -> tuple[Path, str, Roots]:
     """The tile folder, how it was found, and the roots that hold for it.
 
     The recipe's own tiles_dir is taken as it is, and without roots is its own root. The file's is relative to nothing in particular: the
-    first folder of that name beside the file, above it or at the working directory is taken; without roots, that place is the root.
+    first folder of that name beside the file, above it or at the working directory is taken, be it there or only in an archive; without
+    roots, that place is the root.
     """
     if source.tiles_dir is not None:
         folder = Path(base, source.tiles_dir)
-        if not folder.is_dir():
-            raise DataError(f"{path}: the recipe's tiles_dir '{folder}' is not a folder; correct it, or leave it out")
+        if not _is_folder(folder, packed):
+            raise DataError(f"{path}: the recipe's tiles_dir '{folder}' is not a folder; correct it, or leave it out{or_unmatched(packed)}")
         allowed = roots_of(roots, base, folder)
         real = resolve_inside(folder, allowed)
         return real, f"{real} (the recipe's tiles_dir)", allowed
@@ -220,7 +238,7 @@ def _tiles_dir(
     beside = Path(os.path.abspath(path.parent))
     places = {"beside the file": beside, "above the file": beside.parent, "at the working directory": Path.cwd()}
     for place, parent in places.items():
-        if (parent / name).is_dir():
+        if _is_folder(parent / name, packed):
             allowed = roots_of(roots, base, parent)
             real = resolve_inside(parent / name, allowed)
             found = "an absolute path" if os.path.isabs(name) else f"found {place}"
@@ -228,4 +246,11 @@ def _tiles_dir(
     looked = ", ".join(dict.fromkeys(str(parent / name) for parent in places.values()))
     raise DataError(
         f"{path}: tiles_dir: there is no folder '{name}' (looked for {looked}); unpack the tiles, or set tiles_dir in the recipe"
+        + or_unmatched(packed)
     )
+
+
+def _is_folder(folder: Path, packed: PackedFiles | None) -> bool:
+    if folder.is_dir():
+        return True
+    return packed is not None and "\0" not in str(folder) and bool(packed.below(os.path.realpath(folder)))

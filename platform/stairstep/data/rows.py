@@ -22,6 +22,7 @@ from stairstep.settings import DataError
 from stairstep.settings.tree import describe
 
 from .fields import filled, required
+from .packed import PackedFiles
 from .roots import AnyPath, Roots, resolve_inside, roots_of
 from .settings import PairSource, TextSource
 
@@ -99,8 +100,10 @@ def read_texts(source: TextSource, roots: Sequence[AnyPath], base: AnyPath, nega
     return rows
 
 
-def missing_tiles(rows: Iterable[PairRow], roots: Sequence[AnyPath] = (), base: AnyPath = ".", workers: int = 16) -> list[tuple[str, Path]]:
-    """Every distinct tile of the rows that is not a file, with the first row that names it.
+def missing_tiles(
+    rows: Iterable[PairRow], roots: Sequence[AnyPath] = (), base: AnyPath = ".", workers: int = 16, packed: PackedFiles | None = None
+) -> list[tuple[str, Path]]:
+    """Every distinct tile of the rows that is neither a file nor packed in an archive, with the first row that names it.
 
     A tile that is a link out of the roots is an error at once; give the same `roots` and `base` as to `read_pairs`. Runs in threads,
     because a file server answers many questions at once.
@@ -115,7 +118,7 @@ def missing_tiles(rows: Iterable[PairRow], roots: Sequence[AnyPath] = (), base: 
 
     def missing(start: int) -> list[tuple[str, Path]]:
         part = items[start : start + _PATHS_PER_TASK]
-        return [(row.where, path) for path, row in part if not _is_tile(path, row, allowed[row.source])]
+        return [(row.where, path) for path, row in part if not _is_tile(path, row, allowed[row.source], packed)]
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         return [one for found in pool.map(missing, range(0, len(items), _PATHS_PER_TASK)) for one in found]
@@ -133,7 +136,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _is_tile(path: Path, row: PairRow, roots: Roots) -> bool:
+def _is_tile(path: Path, row: PairRow, roots: Roots, packed: PackedFiles | None) -> bool:
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
@@ -141,6 +144,8 @@ def _is_tile(path: Path, row: PairRow, roots: Roots) -> bool:
             mode = os.stat(path).st_mode
     except DataError as error:
         raise DataError(f"{row.where}: {error}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        return packed is not None and packed.find(path) is not None
     except OSError:
         return False
     return stat.S_ISREG(mode)

@@ -130,12 +130,28 @@ class FetchSource:
 
 
 @dataclass(frozen=True)
+class ArchiveSource:
+    """Tar archives whose members are tiles, read in place."""
+
+    path: str = setting(
+        doc="A tar archive, not compressed, or a pattern of several (image_shards/*.tar; ** is any depth). One that matches nothing is an"
+        " error only where a tile is missing, so that the archives may go once they are unpacked."
+    )
+    unpacked_at: str | None = setting(
+        None,
+        doc="The folder that the archive would be unpacked in: each member is found under the path that it would have there. A file at that"
+        " path is taken in its place. Default: the archive's own folder.",
+    )
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """Rows in: where files may lie, the training, validation and text sources, negatives and order."""
 
     roots: tuple[str, ...] = setting(
         (), doc="Every data file and tile must lie in one of these folders, links resolved; default: the folder of the data file."
     )
+    archives: tuple[ArchiveSource, ...] = setting((), doc="Tar archives of tiles that are not unpacked, or not all of them.")
     world: WorldSettings | None = setting(None, doc="A generated world; paths may then begin with {world}.")
     train: tuple[PairSource, ...] = setting((), doc="Query–tile pairs to train on; several are mixed in every batch.")
     validation: tuple[PairSource, ...] = setting((), doc="Query–tile pairs of the validation loss.")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stairstep.settings import SettingError, TileError, setting
-from stairstep.tiles import TileSettings, decode_image
+from stairstep.tiles import TileReader, TileSettings, decode_image
 
 from .chat import ChatClient, Message, Reply
 from .endpoints import EndpointSettings
@@ -95,10 +95,9 @@ class Answer:
 class RemoteReader:
     """Asks a client's endpoint; safe from any number of threads."""
 
-    def __init__(self, settings: RemoteReaderSettings, client: ChatClient, tiles: TileSettings | None = None) -> None:
+    def __init__(self, settings: RemoteReaderSettings, client: ChatClient, tiles: TileReader | None = None) -> None:
         self.settings, self.client = settings, client
-        most_pixels = (tiles or TileSettings()).max_image_pixels
-        self._images = ImageUrls(settings.image_pixels, int(settings.image_mb * 1e6), most_pixels)
+        self._images = ImageUrls(settings.image_pixels, int(settings.image_mb * 1e6), tiles or TileReader(TileSettings()))
 
     def messages(self, question: str, tiles: Sequence[Path]) -> list[Message]:
         """The conversation that asks a question about tiles, best first; TileError where one cannot be sent."""
@@ -152,25 +151,20 @@ def media_type(data: bytes, where: str) -> str:
 class ImageUrls:
     """Tiles as data URLs, as their own bytes or as PNGs of bounded size; the last ones used are kept, within a bound in bytes."""
 
-    def __init__(self, pixels: int | None, most_bytes: int, most_source_pixels: int, cache_bytes: int = _CACHE_BYTES) -> None:
-        self._pixels, self._most_bytes, self._most_source_pixels = pixels, most_bytes, most_source_pixels
+    def __init__(self, pixels: int | None, most_bytes: int, tiles: TileReader, cache_bytes: int = _CACHE_BYTES) -> None:
+        self._pixels, self._most_bytes, self._tiles = pixels, most_bytes, tiles
         self._room = cache_bytes
         self._kept: OrderedDict[tuple[str, int, int], str] = OrderedDict()
         self._lock = threading.Lock()
 
     def url(self, path: Path) -> str:
-        """The data URL of a tile's file in its present state."""
-        try:
-            status = os.stat(path)
-            key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-            with self._lock:
-                if key in self._kept:
-                    self._kept.move_to_end(key)
-                    return self._kept[key]
-            data = path.read_bytes()
-        except OSError as error:
-            raise TileError(f"{path}: this tile cannot be read: {error.strerror or error}") from error
-        made = self._made(data, str(path))
+        """The data URL of a tile in its present state."""
+        key = (os.path.abspath(path), *self._tiles.stamp(path))
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = self._made(self._tiles.source(path), str(path))
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = made
@@ -182,7 +176,7 @@ class ImageUrls:
     def _made(self, data: bytes, where: str) -> str:
         kind = media_type(data, where)
         if self._pixels is not None:
-            data, kind = shrunk_png(data, where, self._pixels, self._most_source_pixels), "image/png"
+            data, kind = shrunk_png(data, where, self._pixels, self._tiles.settings.max_image_pixels), "image/png"
         if len(data) > self._most_bytes:
             raise TileError(
                 f"{where}: {len(data) / 1e6:.1f} MB as sent, more than evaluation.reader.image_mb; set evaluation.reader.image_pixels to"

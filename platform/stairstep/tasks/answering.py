@@ -153,9 +153,9 @@ class LocalAnswers:
 class RemoteAnswers:
     """The reader at an endpoint, asked by as many threads as the recipe allows."""
 
-    def __init__(self, settings: RemoteReaderSettings, limits: TileSettings) -> None:
+    def __init__(self, settings: RemoteReaderSettings, tiles: TileReader) -> None:
         self.client = ChatClient(settings, "reader")
-        self._reader = RemoteReader(settings, self.client, limits)
+        self._reader = RemoteReader(settings, self.client, tiles)
         self.name, self.at_once = settings.model, settings.concurrency
 
     def key(self, asked: Asked) -> dict[str, Any]:
@@ -200,7 +200,7 @@ class Answering:
         if isinstance(settings.reader, LocalReaderSettings):
             self._reader = LocalAnswers(settings.reader, tiles, limits, device)
         else:
-            self._reader = RemoteAnswers(settings.reader, limits)
+            self._reader = RemoteAnswers(settings.reader, tiles)
         self._judge_client = ChatClient(settings.grader, "grader") if isinstance(settings.grader, ChatGraderSettings) else None
         self._grader = (
             ChatGrader(settings.grader, self._judge_client)

@@ -15,6 +15,7 @@ from stairstep.objectives import Alone
 from stairstep.settings import InputError, RecipeError
 
 from .loading import load_measured_rows, tile_reader
+from .packed import open_archives
 from .recipe import Recipe
 from .resolve import run_folder_path
 from .retrieval import RetrievalTask
@@ -41,7 +42,8 @@ def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None,
     what, start, step = _subject(recipe, base, checkpoint)
     if not recipe.evaluation.sets and not recipe.evaluation.pairs:
         raise RecipeError("the recipe names nothing to evaluate on; add evaluation.sets or evaluation.pairs")
-    rows, reader = load_measured_rows(recipe), tile_reader(recipe)
+    archives = open_archives(recipe)
+    rows, reader = load_measured_rows(recipe, archives), tile_reader(recipe, archives)
     encoder = load_encoder(replace(recipe.model, start=start), device_of(recipe), trainable=False)
     folder = _results_folder(recipe, what)
     rows = check_tiles(rows, recipe, reader, folder / QUARANTINE, Alone())

@@ -1,5 +1,6 @@
 """What a retrieval run reads before its first step: rows, question sets, and the check that no tile is missing.
 
+Tiles may be files or members of the recipe's archives; whoever needs several of these functions opens the archives once and hands them on.
 Log lines carry the exact counts, so that a person sees within seconds whether the data is what the recipe means.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ from stairstep.data import (
     Roots,
     TextRow,
     missing_tiles,
+    or_unmatched,
     read_pairs,
     read_question_set,
     read_texts,
@@ -26,8 +29,9 @@ from stairstep.data import (
 from stairstep.evaluation.question_set import PAIRS_NAME
 from stairstep.records import check_set_name
 from stairstep.settings import DataError, RecipeError
-from stairstep.tiles import TileIds, TileReader, open_store, tile_key
+from stairstep.tiles import Archives, TileIds, TileReader, open_store, tile_key
 
+from .packed import open_archives
 from .recipe import Recipe
 from .resolve import data_base
 
@@ -45,10 +49,11 @@ class RetrievalRows:
     question_sets: tuple[QuestionSet, ...] = ()
 
 
-def load_question_sets(recipe: Recipe) -> tuple[QuestionSet, ...]:
+def load_question_sets(recipe: Recipe, archives: Archives | None = None) -> tuple[QuestionSet, ...]:
     """The recipe's question sets; two of one name, or a name that cannot be a folder of results, are an error."""
     base, roots = data_base(recipe), recipe.data.roots
-    sets = tuple(read_question_set(one, roots, base) for one in recipe.evaluation.sets)
+    packed = open_archives(recipe) if archives is None else archives
+    sets = tuple(read_question_set(one, roots, base, packed) for one in recipe.evaluation.sets)
     names = [one.name for one in sets] + [PAIRS_NAME] * bool(recipe.evaluation.pairs)
     for one in sets:
         check_set_name(one.name)
@@ -66,14 +71,15 @@ def load_validation(recipe: Recipe) -> tuple[list[PairRow], ...]:
     return tuple(read_pairs(one, recipe.data.roots, base, recipe.data.hard_negatives) for one in recipe.data.validation)
 
 
-def load_measured_rows(recipe: Recipe) -> RetrievalRows:
+def load_measured_rows(recipe: Recipe, archives: Archives | None = None) -> RetrievalRows:
     """What an evaluation without training reads: question sets and, where the recipe measures on them, held-out pairs."""
     validation = load_validation(recipe) if recipe.evaluation.pairs else ()
-    _check_present([row for source in validation for row in source], recipe, data_base(recipe))
-    return RetrievalRows(validation=validation, question_sets=load_question_sets(recipe))
+    packed = open_archives(recipe) if archives is None else archives
+    check_present([row for source in validation for row in source], recipe, packed)
+    return RetrievalRows(validation=validation, question_sets=load_question_sets(recipe, packed))
 
 
-def load_rows(recipe: Recipe) -> RetrievalRows:
+def load_rows(recipe: Recipe, archives: Archives | None = None) -> RetrievalRows:
     """Every row that training needs; an error names what the recipe lacks or which tile is missing."""
     base, roots, negatives = data_base(recipe), recipe.data.roots, recipe.data.hard_negatives
     train = tuple(read_pairs(one, roots, base, negatives) for one in recipe.data.train)
@@ -87,17 +93,18 @@ def load_rows(recipe: Recipe) -> RetrievalRows:
         raise RecipeError("phases asks for text steps, but the recipe names no text pairs; add data.text")
     if not train and recipe.phases.text_warmup_steps < recipe.optim.steps:
         raise RecipeError("the recipe has tile steps but no query–tile pairs; add data.train")
-    _check_present([row for rows in (*train, *validation) for row in rows], recipe, base)
-    return RetrievalRows(train, validation, text, load_question_sets(recipe))
+    packed = open_archives(recipe) if archives is None else archives
+    check_present([row for rows in (*train, *validation) for row in rows], recipe, packed)
+    return RetrievalRows(train, validation, text, load_question_sets(recipe, packed))
 
 
-def load_tiles(recipe: Recipe) -> dict[Path, str]:
-    """Every distinct tile file of the recipe's rows and question sets, with the row or set that names it first; none is missing."""
+def load_tiles(recipe: Recipe, archives: Archives) -> dict[Path, str]:
+    """Every distinct tile of the recipe's rows and question sets, with the row or set that names it first; none is missing."""
     base, roots, negatives = data_base(recipe), recipe.data.roots, recipe.data.hard_negatives
     train = tuple(read_pairs(one, roots, base, negatives) for one in recipe.data.train)
     validation = load_validation(recipe)
-    _check_present([row for rows in (*train, *validation) for row in rows], recipe, base)
-    return tiles_of(RetrievalRows(train=train, validation=validation, question_sets=load_question_sets(recipe)))
+    check_present([row for rows in (*train, *validation) for row in rows], recipe, archives)
+    return tiles_of(RetrievalRows(train=train, validation=validation, question_sets=load_question_sets(recipe, archives)))
 
 
 def tiles_of(rows: RetrievalRows) -> dict[Path, str]:
@@ -119,15 +126,16 @@ def store_folder(recipe: Recipe) -> Path:
     return Path(recipe.tiles.store) if recipe.tiles.store is not None else Path(recipe.run.root) / "tiles"
 
 
-def tile_reader(recipe: Recipe, stored: bool = True) -> TileReader:
+def tile_reader(recipe: Recipe, archives: Archives | None = None, stored: bool = True) -> TileReader:
     """The reader of the recipe's tiles, bound to its roots; ids of files are remembered under the run root. With the tile store where
     there is one, unless not `stored`."""
     allowed = Allowed(tuple(recipe.data.roots)) if recipe.data.roots else None
+    packed = open_archives(recipe) if archives is None else archives
     store = open_store(store_folder(recipe), tile_key(recipe.tiles.geometry())) if stored else None
     if store is not None:
         _LOG.info("Tile store: %d tiles in %s", len(store), store.folder / store.key)
     pinned = recipe.cluster.device != "cpu" and torch.cuda.is_available()
-    return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"), store, pinned)
+    return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"), packed, store, pinned)
 
 
 @dataclass(frozen=True)
@@ -145,9 +153,11 @@ class Allowed:
         return Roots(self.folders)
 
 
-def _check_present(rows: list[PairRow], recipe: Recipe, base: Path) -> None:
-    missing = missing_tiles(rows, recipe.data.roots, base)
+def check_present(rows: Sequence[PairRow], recipe: Recipe, archives: Archives) -> None:
+    """A DataError that names the tiles of the rows which are neither files nor in an archive."""
+    missing = missing_tiles(rows, recipe.data.roots, data_base(recipe), packed=archives)
     if missing:
         shown = "\n".join(f"  {where}: {path}" for where, path in missing[:_SHOWN])
         more = f"\n  and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise DataError(f"{len(missing)} tiles are missing; fetch or unpack them, or correct these rows:\n{shown}{more}")
+        ours = or_unmatched(archives)
+        raise DataError(f"{len(missing)} tiles are missing; fetch or unpack them, or correct these rows{ours}:\n{shown}{more}")

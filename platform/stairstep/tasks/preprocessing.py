@@ -25,6 +25,7 @@ from stairstep.tiles.identity import Stamp
 from stairstep.tiles.store import Shard, ids_of, shard_name, sweep, whole_shards, write_manifest, write_shard
 
 from .loading import load_tiles, store_folder, tile_reader
+from .packed import open_archives
 from .recipe import Recipe
 from .tile_check import QUARANTINE, BadTile, quarantine_lines
 
@@ -104,10 +105,11 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
     """Fill the store with every tile of a resolved recipe; `spread` runs the work, by default one block after the other in this process."""
     run: Spread = spread or map
     started = time.perf_counter()
-    named = load_tiles(recipe)
+    archives = open_archives(recipe)
+    named = load_tiles(recipe, archives)
     if not named:
         raise RecipeError("no row and no question set of this recipe names a tile; add data.train or evaluation.sets")
-    reader = tile_reader(recipe, stored=False)
+    reader = tile_reader(recipe, archives, stored=False)
     folder, key = store_folder(recipe) / reader.key, reader.key
     folder.mkdir(parents=True, exist_ok=True)
     swept = sweep(folder)

@@ -1,4 +1,4 @@
-"""From a recipe as written to a recipe as run: variables in roots, the generated world, and folders that must be whole.
+"""From a recipe as written to a recipe as run: variables in paths, the generated world, and folders that must be whole.
 
 What comes out is what the run folder keeps, so that a run can be repeated without the environment that it was started in.
 """
@@ -33,6 +33,10 @@ def resolve(recipe: Recipe) -> Recipe:
     data = replace(
         data,
         roots=tuple(os.path.abspath(fill(one, "data.roots")) for one in data.roots),
+        archives=tuple(
+            replace(one, path=fill(one.path, "data.archives"), unpacked_at=one.unpacked_at and fill(one.unpacked_at, "data.archives"))
+            for one in data.archives
+        ),
         train=tuple(replace(one, path=fill(one.path, "data.train")) for one in data.train),
         validation=tuple(replace(one, path=fill(one.path, "data.validation")) for one in data.validation),
         text=tuple(replace(one, path=fill(one.path, "data.text")) for one in data.text),

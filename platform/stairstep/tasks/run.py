@@ -25,6 +25,7 @@ from stairstep.settings import InputError, RecipeError, build, from_plain, to_pl
 from stairstep.training import Cadence, NonFiniteError, Outcome, Task, Trainer
 
 from .loading import load_rows, tile_reader
+from .packed import open_archives
 from .recipe import Recipe, RetrievalTaskSettings
 from .resolve import run_folder_path
 from .retrieval import RetrievalTask
@@ -275,7 +276,11 @@ def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -
             "model.adapter: it is null, so there is nothing to train; leave the key out, or measure the bare base with "
             "python -m jobs.evaluate RECIPE --base"
         )
-    rows, reader = load_rows(recipe), tile_reader(recipe)
+    archives = open_archives(recipe, folder.heartbeat) if collective.rank == 0 else None
+    collective.barrier()  # the first worker indexes what is new, the others find it
+    if archives is None:
+        archives = open_archives(recipe)
+    rows, reader = load_rows(recipe, archives), tile_reader(recipe, archives)
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
     begun = bool(folder.checkpoints())
     rows = check_tiles(rows, recipe, reader, folder.path / QUARANTINE, collective, begun, alive=folder.heartbeat)

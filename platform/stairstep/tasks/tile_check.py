@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +76,7 @@ def good_tiles(recipe: Recipe) -> TileIds:
 
 def find_bad_tiles(tiles: Mapping[Path, str], reader: TileReader, good: TileIds, alive: Callable[[], None] = lambda: None) -> list[BadTile]:
     """The tiles that cannot be had, in their order; those in `good` or the store are not opened, those found good are added to `good`."""
-    stamps = {path: stamp for path, stamp in _not_known(list(tiles), good).items() if not reader.has_stored(path)}
+    stamps = {path: stamp for path, stamp in _not_known(list(tiles), reader, good).items() if not reader.has_stored(path)}
     bad: list[BadTile] = []
     started = told = time.monotonic()
     with reader.ahead(stamps) as decoded:
@@ -132,21 +131,21 @@ def without(bad: Collection[Path], rows: RetrievalRows) -> RetrievalRows:
     )
 
 
-def _not_known(paths: Sequence[Path], good: TileIds) -> dict[Path, Stamp | None]:
+def _not_known(paths: Sequence[Path], reader: TileReader, good: TileIds) -> dict[Path, Stamp | None]:
     """The paths that are not known to be good, with their stamps; in threads, because a file server answers many questions at once."""
 
     def ask(start: int) -> list[tuple[Path, Stamp | None]]:
-        asked = [(path, _stamp(path)) for path in paths[start : start + _PATHS_PER_TASK]]
+        asked = [(path, _stamp(path, reader)) for path in paths[start : start + _PATHS_PER_TASK]]
         return [(path, stamp) for path, stamp in asked if stamp is None or good.get(path, stamp) is None]
 
     with ThreadPoolExecutor(_STAT_WORKERS) as pool:
         return dict(one for part in pool.map(ask, range(0, len(paths), _PATHS_PER_TASK)) for one in part)
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path, reader: TileReader) -> Stamp | None:
     try:
-        return Stamp.of(os.stat(path))
-    except OSError:
+        return reader.stamp(path)
+    except TileError:
         return None
 
 

@@ -1,6 +1,7 @@
 """From tile files to tiles: one read of a file gives its id and its resized pixels; many are decoded ahead of their use.
 
-Where a tile store has the pixels of a tile whose id is known, the file is not even opened; the pixels are the same in every bit.
+Where there is no file at a path, what an archive holds under it is the tile; a file at the path wins. Where a tile store has the pixels of
+a tile whose id is known, nothing is even opened; the pixels are the same in every bit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from stairstep.settings import TileError
 
+from .archives import Archives, Member
 from .decode import decode_image
 from .identity import Stamp, TileIds, tile_id
 from .pixels import resize, tile_key
@@ -37,14 +39,18 @@ class Tile:
 
 
 class TileReader:
-    """Reads tiles from files. `allowed` says which paths may be read; `ids` remembers the ids of files; `store` has the pixels of some
-    tiles already; `pinned` puts pixels where a GPU fetches them by itself. Safe from many threads."""
+    """Reads tiles from files and archives; safe from many threads.
+
+    `allowed` says which paths may be read; `ids` remembers the ids of files; `store` has the pixels of some tiles already; `pinned` puts
+    pixels where a GPU fetches them by itself.
+    """
 
     def __init__(
         self,
         settings: TileSettings,
         allowed: Callable[[Path], bool] | None = None,
         ids: TileIds | None = None,
+        archives: Archives | None = None,
         store: TileStore | None = None,
         pinned: bool = False,
     ) -> None:
@@ -52,6 +58,7 @@ class TileReader:
         self.geometry = settings.geometry()
         self.key = tile_key(self.geometry)
         self.ids = ids if ids is not None else TileIds()
+        self.archives = archives if archives is not None else Archives()
         self.store = store
         self.pinned = pinned
         self._allowed = allowed
@@ -62,8 +69,8 @@ class TileReader:
         stored = self._stored(self.known_id(path)) if self.store is not None else None
         if stored is not None:
             return Tile(stored[0], path, stored[1])
-        data, stamp = self._read(path)
-        id = self._identify(path, data, stamp)
+        data, origin = self._read(path)
+        id = self._identify(path, data, origin)
         stored = self._stored(id)
         if stored is not None:
             return Tile(id, path, stored[1])
@@ -71,11 +78,22 @@ class TileReader:
         pixels = resize(image, self.geometry, str(path))
         return Tile(id, path, pixels.pin_memory() if self.pinned else pixels)
 
+    def source(self, path: Path | str) -> bytes:
+        """The tile's own bytes, as its file has them."""
+        return self._read(Path(path))[0]
+
     def id(self, path: Path | str) -> str:
         """The id of the tile in a file, without decoding it, and without reading it if its id is known."""
         path = Path(path)
         known = self.known_id(path)
         return known if known is not None else self._identify(path, *self._read(path))
+
+    def stamp(self, path: Path | str) -> Stamp:
+        """What tells the tile's present state without reading it: of a member, its size and the archive's time."""
+        try:
+            return Stamp.of(os.stat(path))
+        except OSError as error:
+            return self._packed(Path(path), error).stamp
 
     def ahead(self, paths: Iterable[Path | str]) -> Ahead[Path | str, Tile]:
         """The tiles in these files, in order, decoded by background threads ahead of their use; close it to stop early."""
@@ -86,19 +104,19 @@ class TileReader:
 
     def read_id(self, path: Path | str) -> tuple[str, Stamp | None]:
         """The id of the tile in a file, read anew, with the stamp of what was read."""
-        data, stamp = self._read(Path(path))
-        return tile_id(data), stamp
+        data, origin = self._read(Path(path))
+        return tile_id(data), origin if isinstance(origin, Stamp) else None
 
     def known_id(self, path: Path) -> str | None:
-        """The id of the tile in a file as it now is, if it is known without reading it."""
+        """The id of the tile under a path as it now is, if it is known without reading it."""
         self._admit(path)
         try:
             return self.ids.get(path, Stamp.of(os.stat(path)))
         except OSError as error:
-            raise _unreadable(path, error) from error
+            return self._packed(path, error).id
 
     def has_stored(self, path: Path) -> bool:
-        """Whether the store has the pixels of the tile in a file, as far as that is known without reading it."""
+        """Whether the store has the pixels of the tile under a path, as far as that is known without reading it."""
         if self.store is None:
             return False
         try:
@@ -109,7 +127,7 @@ class TileReader:
 
     def without_index(self) -> TileReader:
         """The same reader for another process, which keeps no ids in a file of its own."""
-        return TileReader(self.settings, self._allowed, TileIds())
+        return TileReader(self.settings, self._allowed, TileIds(), self.archives)
 
     def _stored(self, id: str | None) -> tuple[str, torch.Tensor] | None:
         """A tile's id and its pixels in the store, if it has them."""
@@ -117,14 +135,23 @@ class TileReader:
             return None
         return id, self.store.pixels(id, self.pinned)
 
-    def _identify(self, path: Path, data: bytes, stamp: Stamp | None) -> str:
-        known = self.ids.get(path, stamp) if stamp is not None else None
+    def _identify(self, path: Path, data: bytes, origin: Stamp | Member | None) -> str:
+        if isinstance(origin, Member):
+            return origin.id
+        known = self.ids.get(path, origin) if origin is not None else None
         if known is not None:
             return known
         found = tile_id(data)
-        if stamp is not None:
-            self.ids.put(path, stamp, found)
+        if origin is not None:
+            self.ids.put(path, origin, found)
         return found
+
+    def _packed(self, path: Path, error: OSError) -> Member:
+        """What an archive has under a path at which `error` found no file; a TileError where none has."""
+        member = self.archives.find(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
+        if member is None:
+            raise _unreadable(path, error) from error
+        return member
 
     def _admit(self, path: Path) -> None:
         if self._allowed is not None and not self._allowed(path):
@@ -132,8 +159,9 @@ class TileReader:
                 f"{path}: this tile lies outside the folders that may be read; add its folder to data.roots, or correct its row"
             )
 
-    def _read(self, path: Path) -> tuple[bytes, Stamp | None]:
-        """A file's bytes with its stamp; without one if the file changed meanwhile, since the two then do not belong together."""
+    def _read(self, path: Path) -> tuple[bytes, Stamp | Member | None]:
+        """A file's bytes with its stamp, or a member's with the member; with neither if the file changed meanwhile, since the two then do
+        not belong together."""
         self._admit(path)
         most = self.settings.max_image_pixels * _BYTES_PER_PIXEL + _METADATA_BYTES
         try:
@@ -141,17 +169,22 @@ class TileReader:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise TileError(f"{path}: expected an image file, found a pipe or a device; correct the path in its row")
-                if status.st_size > most:
-                    raise TileError(
-                        f"{path}: the file has {status.st_size} bytes, more than an image of tiles.max_image_pixels ="
-                        f" {self.settings.max_image_pixels} can need; raise that limit if it is meant to be so large"
-                    )
+                self._bound(path, status.st_size, most)
                 data = file.read()
                 after = os.fstat(file.fileno())
         except OSError as error:
-            raise _unreadable(path, error) from error
+            member = self._packed(path, error)
+            self._bound(path, member.size, most)
+            return self.archives.read(member, most), member
         stamp = Stamp.of(after)
         return data, stamp if stamp == Stamp.of(status) and stamp.size == len(data) else None
+
+    def _bound(self, path: Path, size: int, most: int) -> None:
+        if size > most:
+            raise TileError(
+                f"{path}: the file has {size} bytes, more than an image of tiles.max_image_pixels ="
+                f" {self.settings.max_image_pixels} can need; raise that limit if it is meant to be so large"
+            )
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -23,6 +23,7 @@ _LOG = logging.getLogger(__name__)
 _RECIPE: Check[Patient] = Check("recipe", inputs.recipe_resolves)
 _QUICK: tuple[Check[Patient], ...] = (
     Check("versions", machine.versions, local=True),
+    Check("archives", inputs.archives, local=True),
     Check("pairs", inputs.pairs, local=True),
     Check("question sets", inputs.question_sets, local=True),
     Check("tiles", inputs.tiles, local=True),

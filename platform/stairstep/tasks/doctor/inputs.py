@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from stairstep.data import PairRow, PairSource, TextSource, missing_tiles, read_pairs, read_question_set, read_texts
+from stairstep.data import PairRow, PairSource, TextSource, read_pairs, read_question_set, read_texts
 from stairstep.evaluation.question_set import PAIRS_NAME
 from stairstep.records import check_set_name
 from stairstep.settings import DataError, RecipeError, TileError
 from stairstep.tiles import Tile, TileIds, TileReader
 
-from ..loading import RetrievalRows, tile_reader
+from ..loading import RetrievalRows, check_present, tile_reader
 from ..resolve import data_base
 from ..tile_check import find_bad_tiles, good_tiles, tiles_of
 from .findings import Answer, NotLooked, bad, good, left
@@ -36,6 +36,17 @@ def recipe_resolves(patient: Patient) -> Answer:
     recipe = patient.resolved
     world = f", world {recipe.data.world.kind} generated" if recipe.data.world is not None else ""
     return good(f"task {recipe.task.kind}, {recipe.optim.steps} steps of {recipe.optim.batch}{world}")
+
+
+def archives(patient: Patient) -> Answer:
+    """Archives and their indices, which are built where they are new."""
+    recipe = patient.resolved
+    _reads_rows(patient)
+    if not recipe.data.archives:
+        raise NotLooked("the recipe names none (data.archives): tiles are files")
+    found = patient.archives
+    unmatched = f"; no file matches {', '.join(found.unmatched)}: those tiles must be unpacked" if found.unmatched else ""
+    return good(f"{len(found):,} files in them{unmatched}")
 
 
 def pairs(patient: Patient) -> Answer:
@@ -71,9 +82,10 @@ def pairs(patient: Patient) -> Answer:
     if not recipe.data.train and recipe.phases.text_warmup_steps < recipe.optim.steps:
         problems.append(RecipeError("the recipe has tile steps but no query–tile pairs; add data.train"))
     if patient.deep:
-        missing = missing_tiles(tile_rows, roots, base)
-        if missing:
-            problems.append(DataError(_missing(missing)))
+        try:
+            check_present(tile_rows, recipe, patient.archives)
+        except DataError as error:
+            problems.append(error)
     if len(problems) == 1:
         raise problems[0]
     if problems:
@@ -86,12 +98,6 @@ def _reads_rows(patient: Patient) -> None:
         raise NotLooked(f"task {patient.recipe.task.kind} draws its own pages")
 
 
-def _missing(missing: Sequence[tuple[str, Path]]) -> str:
-    shown = [f"  {where}: {path}" for where, path in missing[:_SHOWN]]
-    more = [f"  and {len(missing) - _SHOWN} more"] if len(missing) > _SHOWN else []
-    return "\n".join([f"{len(missing)} tiles are missing; fetch or unpack them, or correct these rows:", *shown, *more])
-
-
 def question_sets(patient: Patient) -> Answer:
     """Each set's questions and golden articles, and which folder its tiles were taken from."""
     recipe = patient.resolved
@@ -100,7 +106,7 @@ def question_sets(patient: Patient) -> Answer:
     problems: list[DataError | RecipeError] = []
     for source in recipe.evaluation.sets:
         try:
-            one = read_question_set(source, recipe.data.roots, data_base(recipe))
+            one = read_question_set(source, recipe.data.roots, data_base(recipe), patient.archives)
             check_set_name(one.name)
         except (DataError, RecipeError) as error:
             problems.append(error)
@@ -127,7 +133,7 @@ def tiles(patient: Patient) -> Answer:
     named = tiles_of(rows)
     if not named:
         raise NotLooked("no row and no question set names a tile")
-    reader = tile_reader(recipe)
+    reader = tile_reader(recipe, patient.archives)
     whole = patient.deep and recipe.data.check_tiles
     if not whole:
         reader.ids = TileIds()  # nothing is written for a glance

@@ -21,7 +21,9 @@ from stairstep.models.load import build_on_meta
 from stairstep.models.placement import Placement
 from stairstep.models.sources import _SHIPPED_COPIES, SAFE_FILES, fetch, shipped_bases
 from stairstep.settings import StairstepError
+from stairstep.tiles import Archives
 
+from ..packed import open_archives
 from ..recipe import Recipe, RetrievalTaskSettings
 from ..resolve import resolve
 from ..run import device_of
@@ -58,6 +60,12 @@ class Patient:
     def resolved(self) -> Recipe:
         """The recipe as it would run; its world is generated where it is absent."""
         return self.once("recipe", lambda: resolve(self.recipe))
+
+    @property
+    def archives(self) -> Archives:
+        """The recipe's archives; what is not indexed yet is now."""
+        recipe = self.resolved
+        return self.once("archives", lambda: open_archives(recipe))
 
     @property
     def retrieval(self) -> bool:

@@ -71,7 +71,9 @@ def ask_reader(recipe: Recipe) -> str:
 
 def _asked(named: RemoteReaderSettings, recipe: Recipe, tile: Path) -> str:
     try:
-        answer = RemoteReader(named, ChatClient(replace(named, attempts=ATTEMPTS), "reader"), recipe.tiles).answer(question(), [tile])
+        answer = RemoteReader(named, ChatClient(replace(named, attempts=ATTEMPTS), "reader"), TileReader(recipe.tiles)).answer(
+            question(), [tile]
+        )
     except AskFailed as error:
         raise UnreachableError(f"evaluation.reader: {error}") from None
     if answer.failure is not None:
