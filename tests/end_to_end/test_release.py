@@ -19,7 +19,7 @@ from stairstep.data import WorldSettings
 from stairstep.tiny.tinywiki import ensure_world
 
 ROOT = Path(__file__).resolve().parents[2]
-PAIRS, TEXTS, QUESTIONS, ARTICLES = 1400, 40, 60, 100
+PAIRS, TEXTS, QUESTIONS, ARTICLES = 1560, 40, 60, 100
 TRAINING, TESTING, WARMUP = "screenshot-training-natural-filtered-v2", "screenshot-training", "text-qa-pair"
 
 
@@ -97,7 +97,6 @@ def test_from_the_hub_to_an_evaluation_with_nothing_unpacked(release: dict[str, 
         "optim: {batch: 4, steps: 3, schedule: {warmup_steps: 0}}\n"
         "phases: {text_warmup_steps: 1}\n"
         "evaluation: {every: 3, loss_every: 0, reader: null}\n"
-        "trackers: []\n"
         "cluster: {workers: 0, device: cpu}\n"
     )
     module = hub_server()
@@ -107,19 +106,17 @@ def test_from_the_hub_to_an_evaluation_with_nothing_unpacked(release: dict[str, 
         fetched = job("fetch", recipe, environment | {"HF_ENDPOINT": server.url})
     assert str(PAIRS) in fetched.replace(",", "")
     made = job("preprocess", recipe, environment)
-    named = sum(1 for line in (runs / "tiles").rglob("manifest-*.json") for _ in [line])
-    assert named == 1
     (manifest,) = (runs / "tiles").rglob("manifest-*.json")
     stored = json.loads(manifest.read_text())["tiles"]
-    assert 1900 <= stored <= release["tiles"]
+    assert 2000 <= stored <= release["tiles"]
     assert f"{stored:,} were made" in made
     trained = job("train", recipe, environment)
     assert f"Tile store: {stored} tiles" in trained
     evaluated = job("evaluate", recipe, environment, "--checkpoint", str(runs / "release" / "checkpoint-3"))
     rows = [json.loads(line) for line in (runs / "release" / "eval_step3.jsonl").read_text().splitlines()]
     assert len(rows) == QUESTIONS
-    assert all(path.startswith("") and path.endswith(".png") for row in rows for path in row["top3_paths"])
+    assert all(path.endswith(".png") for row in rows for path in row["top3_paths"])
     assert f"n={QUESTIONS}" in evaluated
     unpacked = [path for path in data.rglob("*") if path.suffix == ".png"]
     assert not unpacked
-    assert sum(1 for _ in data.rglob("*.tar")) == len(list(release["hub"].rglob("*.tar")))
+    assert len(list(data.rglob("*.tar"))) == len(list(release["hub"].rglob("*.tar"))) > 2
