@@ -7,6 +7,7 @@ pixel; a tile that the encoders cannot take is an error here and not in a run.
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,7 @@ def bounds(total: int, height: int) -> list[tuple[int, int]]:
     edges = [*range(0, total, height), total]
     if len(edges) > 2 and edges[-1] - edges[-2] < FACTOR:
         edges[-2] = (edges[-3] + edges[-1] + 1) // 2
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def _shrunk(pixels: np.ndarray, width: int) -> np.ndarray:

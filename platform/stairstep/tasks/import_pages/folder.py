@@ -98,7 +98,7 @@ class ImportFolder:
             if place not in self._named:
                 append_line(self.folder / PAIRS, {"query": "", "chunk_path": place, "neg_chunk_paths": []})
                 self._named.add(place)
-        line = {"source": page.source.name, "page": page.number, "article": article, "id": page.id}
+        line: dict[str, Any] = {"source": page.source.name, "page": page.number, "article": article, "id": page.id}
         line |= {"width": page.width, "height": page.height, "tiles": tiles}
         if page.note:
             line["note"] = page.note

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from stairstep.settings import InputError, TileError
 from stairstep.tiles import Ahead, TileSettings, decode_image
 
 from .cutting import TileSize, cut
-from .folder import FAILED, ImportFolder, Page, open_folder
+from .folder import FAILED, PAGES, PAIRS, QUESTIONS, ImportFolder, Page, open_folder
 from .pdf import check_pdf, draw_page, open_pdf
-from .sources import Failure, Found, Source, find_sources
+from .sources import Failure, Found, Source, find_sources, named
 from .web import TIMEOUT_S, Browser, find_browser
 
 MAX_PIXELS = TileSettings().max_image_pixels
@@ -27,7 +28,6 @@ MAX_PIXELS = TileSettings().max_image_pixels
 _MAX_BYTES = MAX_PIXELS * 8 + (1 << 24)
 _AHEAD_BYTES = 1 << 28
 _RESERVED_BYTES = 1 << 24
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,40 +67,42 @@ def import_pages(
     size.check()
     if not paths and urls is None:
         raise InputError("nothing to import: name folders or files, or a list of addresses by --urls FILE")
-    find_sources(paths, urls, out, {})  # before anything is written: whatever is wrong with the command line
-    with open_folder(out, size) as folder:
-        found = find_sources(paths, urls, out, folder.articles())
-        return _import(found, folder, size, browser, timeout_s)
-
-
-def _import(found: Found, folder: ImportFolder, size: TileSize, browser: Path | None, timeout_s: float) -> Imported:
+    found = find_sources(paths, urls, out)
     kinds = {one.kind for one in found.sources}
     if not found.sources and not found.refused:
         raise InputError("there is no page in the sources; expected pictures, PDFs or web pages")
     if "pdf" in kinds:
         check_pdf()
     program = find_browser(browser) if "web" in kinds else ""
+    with open_folder(out, size) as folder:
+        return _import(found, folder, size, program, timeout_s)
+
+
+def _import(found: Found, folder: ImportFolder, size: TileSize, program: str, timeout_s: float) -> Imported:
     failures, notes = list(found.refused), []
     pages = tiles = before = 0
     seen: set[str] = set()
     progress = Progress(len(found.sources), what="importing")
-    for one in _outcomes(found.sources, folder, size, program, timeout_s):
-        if isinstance(one, Failure):
-            failures.append(one)
-        elif isinstance(one, Whole):
-            before += 1
-        else:
-            folder.add(one)
-            pages, tiles = pages + 1, tiles + len(one.pieces)
-            notes += [f"{one.source.name}: {one.note}"] if one.note else []
-        seen.add(one.source if isinstance(one, Failure) else one.source.name)
-        progress.update(len(seen), {})
+    with closing(_outcomes(named(found.sources, folder.articles()), folder, size, program, timeout_s)) as outcomes:
+        for one in outcomes:
+            if isinstance(one, Failure):
+                failures.append(one)
+            elif isinstance(one, Whole):
+                before += 1
+            else:
+                folder.add(one)
+                pages, tiles = pages + 1, tiles + len(one.pieces)
+                notes += [f"{one.source.name}: {one.note}"] if one.note else []
+            seen.add(one.source if isinstance(one, Failure) else one.source.name)
+            progress.update(len(seen), {})
     progress.close()
     folder.finish(failures)
     return Imported(pages, tiles, before, tuple(notes), tuple(failures), found.other_files, *folder.counts())
 
 
-def _outcomes(sources: Sequence[Source], folder: ImportFolder, size: TileSize, program: str, timeout_s: float) -> Iterator[Outcome]:
+def _outcomes(
+    sources: Sequence[Source], folder: ImportFolder, size: TileSize, program: str, timeout_s: float
+) -> Generator[Outcome, None, None]:
     pictures = [one for one in sources if one.kind == "picture"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     known = folder.ids()
@@ -116,13 +118,14 @@ def _outcomes(sources: Sequence[Source], folder: ImportFolder, size: TileSize, p
     for one in sources:
         if one.kind == "pdf":
             yield from _pdf(one, folder, size, known)
-    pages = [one for one in sources if one.kind == "web"]
-    todo = [one for one in pages if not folder.is_whole(one, None)]
-    yield from (Whole(one) for one in pages if one not in set(todo))
-    if todo:
-        with Browser(program, size, MAX_PIXELS, timeout_s) as browser:
-            for one in todo:
-                yield _web(one, browser, size)
+    with ExitStack() as stack:
+        browser: Browser | None = None
+        for one in sources:
+            if one.kind == "web" and folder.is_whole(one, None):
+                yield _as_it_was(one, known)
+            elif one.kind == "web":
+                browser = browser or stack.enter_context(Browser(program, size, MAX_PIXELS, timeout_s))
+                yield _web(one, browser, size, known)
 
 
 def _picture(source: Source, folder: ImportFolder, size: TileSize, known: dict[str, str | None]) -> Outcome:
@@ -161,11 +164,25 @@ def _pdf_page(source: Source, document: object, index: int, id: str, folder: Imp
         return Failure(source.name, number, str(error))
 
 
-def _web(source: Source, browser: Browser, size: TileSize) -> Outcome:
-    address = Path(source.name).as_uri() if source.folder is not None else source.name
+def _web(source: Source, browser: Browser, size: TileSize, known: dict[str, str | None]) -> Outcome:
     try:
+        id = None
+        if source.folder is not None:
+            id = _digest(source.name)
+            _unchanged(source, id, known)
+        address = Path(source.name).as_uri() if source.folder is not None else source.name
         pixels, note = browser.picture(address, source.folder)
-        return Page(source, None, None, pixels.shape[2], pixels.shape[1], cut(pixels, size, source.name), note)
+        return Page(source, None, id, pixels.shape[2], pixels.shape[1], cut(pixels, size, source.name), note)
+    except TileError as error:
+        return Failure(source.name, None, str(error))
+
+
+def _as_it_was(source: Source, known: dict[str, str | None]) -> Outcome:
+    """A page that is there, if it was saved to a file that is still the same."""
+    try:
+        if source.folder is not None:
+            _unchanged(source, _digest(source.name), known)
+        return Whole(source)
     except TileError as error:
         return Failure(source.name, None, str(error))
 
@@ -192,7 +209,7 @@ def _read(path: str) -> bytes:
 
 def _digest(path: str) -> str:
     try:
-        with open(path, "rb", buffering=_BLOCK) as file:
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TileError(f"{path}: this file cannot be read: {error.strerror or error}") from None
@@ -213,9 +230,9 @@ def summary(done: Imported, out: Path) -> str:
         lines += [
             "",
             "next:",
-            f"  {out}/pairs.jsonl      for training: write into each row a query that its tile answers, and take out the rows that get none",
-            f"  {out}/questions.json   for evaluation: questions, answers, and the articles that hold them (pages.jsonl names the articles)",
-            "  Both are refused for as long as a text in them is empty. docs/data.md describes them.",
+            f"  {out / PAIRS}: for training, give each row a query that its tile answers; take out the rows that get none",
+            f"  {out / QUESTIONS}: for evaluation, questions, answers and the articles that hold them ({PAGES} has their names)",
+            "  Both are refused for as long as a text in them is empty (docs/data.md).",
         ]
     return "\n".join(lines)
 

@@ -48,8 +48,8 @@ def draw_page(document: Any, index: int, width: int, max_pixels: int, where: str
     try:
         page = document[index]
         across, down = page.get_size()
-        # pdfium rounds sizes up: half a pixel less gives the width itself.
-        scale = (width - 0.5) / across if across > 0 else math.inf
+        # Sizes are rounded up when a page is drawn: a little less gives the width itself.
+        scale = (width - 0.01) / across if across > 0 else math.inf
         pixels = width * down * scale
         if not pixels <= max_pixels:
             raise TileError(f"{where}: this page measures {across:g}×{down:g} points; {width} wide it has more than {max_pixels} pixels")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -27,13 +27,12 @@ KINDS: dict[str, Kind] = {
     ".pdf": "pdf",
     **dict.fromkeys((".html", ".htm"), "web"),
 }
-MAX_ADDRESSES = 1_000_000
 _MAX_LIST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file or address: `name` is the absolute path or the address, `folder` what a saved web page may take files from."""
+    """One file or address: `name` is the absolute path or the address, `folder` (of files alone) is the one that it was found in."""
 
     kind: Kind
     name: str
@@ -52,45 +51,45 @@ class Failure:
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that was found: what to import, what was refused, and how many files are of kinds that are no pages."""
+    """Everything that was found: what to import (see `named`), what was refused, and how many files are of kinds that are no pages."""
 
     sources: tuple[Source, ...]
     refused: tuple[Failure, ...]
     other_files: int
 
 
-@dataclass(frozen=True)
-class _File:
-    """A file below a folder that was given, named by its path from there."""
-
-    path: str
-    relative: str
-    folder: Path
-
-
-def find_sources(paths: Sequence[Path], urls: Path | None, out: Path, known: Mapping[str, str]) -> Found:
-    """All sources of a command line; `out` may not lie among them, `known` are the articles of sources that were imported before."""
+def find_sources(paths: Sequence[Path], urls: Path | None, out: Path) -> Found:
+    """All sources of a command line, their articles not yet made names of; `out` may not lie among them."""
     refused: list[Failure] = []
-    files: dict[str, _File] = {}
+    sources: dict[str, Source] = {}
     others = 0
     for given in paths:
         _apart(given, out)
-        for file in _below(given, refused):
-            if _kind(file.path) is None:
+        for path, relative, folder in _below(given, refused):
+            stem, ending = os.path.splitext(relative)
+            kind = KINDS.get(ending.lower())
+            if kind is None:
                 if given.is_file():
                     raise InputError(f"{given}: no page can be made of this kind of file; expected {', '.join(KINDS)}")
                 others += 1
-            elif not encodable(file.path):
-                refused.append(Failure(repr(os.fsencode(file.path)), None, "this file's name is not UTF-8; rename it"))
+            elif not encodable(path):
+                refused.append(Failure(shown(path), None, "this file's name is not UTF-8; rename it"))
             else:
-                files.setdefault(file.path, file)
-    addresses = read_addresses(urls) if urls is not None else ()
-    wanted = [(one.path, os.path.splitext(one.relative)[0].replace("/", "-")) for one in files.values()]
-    wanted += [(one, re.sub("[/?&=#]+", "-", one.partition("://")[2])) for one in addresses]
-    articles = name_articles(wanted, known)
-    sources = [Source(_kind(one.path) or "picture", one.path, articles[one.path], one.folder) for one in files.values()]
-    sources += [Source("web", one, articles[one]) for one in addresses]
-    return Found(tuple(sources), tuple(refused), others)
+                sources.setdefault(path, Source(kind, path, stem.replace("/", "-"), folder))
+    for address in read_addresses(urls) if urls is not None else ():
+        sources[address] = Source("web", address, re.sub("[/?&=#:]+", "-", address.partition("://")[2]))
+    return Found(tuple(sources.values()), tuple(refused), others)
+
+
+def named(sources: Sequence[Source], known: Mapping[str, str]) -> tuple[Source, ...]:
+    """The sources with the names of their articles; `known` are those of sources that were imported before."""
+    articles = name_articles(((one.name, one.article) for one in sources), known)
+    return tuple(replace(one, article=articles[one.name]) for one in sources)
+
+
+def shown(path: str) -> str:
+    """A path as it can be written, whatever bytes its name has."""
+    return path if encodable(path) else repr(os.fsencode(path))
 
 
 def read_addresses(path: Path) -> tuple[str, ...]:
@@ -121,10 +120,6 @@ def _check_address(address: str, where: str) -> None:
         raise InputError(f"{where}: expected an address that begins with http:// or https://, found {address[:200]!r}")
 
 
-def _kind(path: str) -> Kind | None:
-    return KINDS.get(os.path.splitext(path)[1].lower())
-
-
 def _apart(given: Path, out: Path) -> None:
     """A source and the folder that is written may not lie in each other: the next import would take its own tiles for pages."""
     source, target = os.path.realpath(given), os.path.realpath(out)
@@ -132,23 +127,23 @@ def _apart(given: Path, out: Path) -> None:
         raise InputError(f"--out {out}: this folder and the source {given} lie in each other; choose a folder outside of the sources")
 
 
-def _below(given: Path, refused: list[Failure]) -> Iterator[_File]:
-    """The file itself, or all files below a folder in order."""
-    if given.is_file():
-        path = os.path.abspath(given)
-        yield _File(path, os.path.basename(path), Path(path).parent)
-    elif given.is_dir():
-        yield from _walk(os.path.abspath(given), refused)
+def _below(given: Path, refused: list[Failure]) -> Iterator[tuple[str, str, Path]]:
+    """The file itself, or all files below a folder in order: each with its path from the folder, and the folder."""
+    path = os.path.abspath(given)
+    if os.path.isfile(path):
+        yield path, os.path.basename(path), Path(path).parent
+    elif os.path.isdir(path):
+        for file in _walk(path, refused):
+            yield file, os.path.relpath(file, path), Path(path)
     else:
         raise InputError(f"{given}: there is no such file or folder; correct the path")
 
 
-def _walk(start: str, refused: list[Failure]) -> Iterator[_File]:
+def _walk(start: str, refused: list[Failure]) -> Iterator[str]:
     inside = Roots([start])
     waiting, seen = [start], {os.path.realpath(start)}
     while waiting:
-        folder = waiting.pop()
-        entries = _entries(folder, refused)
+        entries = _entries(waiting.pop(), refused)
         names = {entry.name for entry in entries}
         folders = []
         for entry in entries:
@@ -156,14 +151,16 @@ def _walk(start: str, refused: list[Failure]) -> Iterator[_File]:
                 continue
             real = os.path.realpath(entry.path)
             if not inside.contains(real):
-                reason = f"this link leaves the folder {start} (it leads to {real}); copy the file into the folder if it is meant"
-                refused.append(Failure(entry.path if encodable(entry.path) else repr(os.fsencode(entry.path)), None, reason))
+                reason = (
+                    f"this link leaves the folder {start} (it leads to {shown(real)}); copy what it names into the folder if it is meant"
+                )
+                refused.append(Failure(shown(entry.path), None, reason))
             elif os.path.isdir(real):
                 if real not in seen and not _belongs_to_a_page(entry.name, names):
                     seen.add(real)
                     folders.append(entry.path)
             elif os.path.isfile(real):
-                yield _File(entry.path, os.path.relpath(entry.path, start), Path(start))
+                yield entry.path
         waiting += reversed(folders)
 
 
@@ -172,7 +169,7 @@ def _entries(folder: str, refused: list[Failure]) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        refused.append(Failure(folder, None, f"this folder cannot be listed: {error.strerror}"))
+        refused.append(Failure(shown(folder), None, f"this folder cannot be listed: {error.strerror}"))
         return []
 
 
