@@ -86,7 +86,7 @@ class Browser:
             self._runner.run(self._close())
             raise TileError(f"{address}: this page was not done within {self.timeout_s:g} s") from None
         except Error as error:
-            raise TileError(f"{address}: this page cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise TileError(f"{address}: this page cannot be loaded: {_why(error)}") from None
 
     async def _picture(self, address: str, folder: Path | None) -> tuple[torch.Tensor, str | None]:
         async with asyncio.timeout(self.timeout_s):
@@ -115,7 +115,7 @@ class Browser:
                 # Chromium refuses to run its sandbox as root (in a container, say), and would not start; anyone else has the sandbox.
                 self._browser = await self._playwright.chromium.launch(executable_path=self.program, chromium_sandbox=os.geteuid() != 0)
             except Error as error:
-                raise InputError(f"{self.program}: this browser does not start: {str(error).splitlines()[0]}") from None
+                raise InputError(f"{self.program}: this browser does not start: {_why(error)}") from None
         return self._browser
 
     async def _close(self) -> None:
@@ -146,6 +146,12 @@ class Browser:
             strips.append(decode_image(data, address, self.max_pixels))
         note = f"cut off: {width}×{height} of {whole[0]}×{whole[1]} pixels" if whole[1] > height or whole[0] > width else None
         return torch.cat(strips, dim=1), note
+
+
+def _why(error: Exception) -> str:
+    """The first line of what playwright says, and the first complaint of the browser itself where it repeats one."""
+    first, *others = str(error).splitlines() or [type(error).__name__]
+    return "; ".join([first, *[line.partition("[err]")[2].strip() for line in others if "[err]" in line][:1]])
 
 
 async def _guard(route: Any, allowed: Roots | None) -> None:
