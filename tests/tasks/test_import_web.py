@@ -219,7 +219,7 @@ def test_what_may_be_loaded(tmp_path: Path):
 
 def test_a_missing_browser_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("playwright")
-    with pytest.raises(InputError, match="--browser .*nowhere: this is no program"):
+    with pytest.raises(InputError, match=r"--browser .*nowhere: this is no program"):
         find_browser(tmp_path / "nowhere")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"no browser is on PATH \(looked for chromium, "):
