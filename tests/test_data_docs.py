@@ -1,4 +1,4 @@
-"""docs/data.md does not rot: the platform's own readers read its examples, its tables name the keys that there are, its output is printed."""
+"""docs/data.md does not rot: the platform's own readers read its examples, its tables name the keys that there are, its output is real."""
 
 from __future__ import annotations
 

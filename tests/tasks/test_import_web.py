@@ -136,6 +136,14 @@ def test_pages_that_do_not_load_fail_alone(web: SimpleNamespace):
     assert len(read_json_lines(web.out / "failed.jsonl")) == 4
 
 
+def test_a_page_that_lies_about_its_size_is_taken_as_it_is(web: SimpleNamespace):
+    define = "Object.defineProperty(Element.prototype, side, {get: () => 'many'})"
+    lie = f"<script>for (const side of ['scrollWidth', 'scrollHeight']) {define}</script>"
+    web.server.pages["/lie"] = bands(("#ff0000", 64), ("#0000ff", 36), more=lie)
+    assert web.run("/lie").failures == ()
+    assert pixels(web.out, article_at(web.out, "/lie")).shape == (100, 64, 3)
+
+
 def test_what_was_taken_is_not_asked_for_again(web: SimpleNamespace):
     web.server.pages |= {"/a": bands(("#ff0000", 64)), "/b": bands(("#0000ff", 64))}
     web.run("/a")

@@ -147,6 +147,8 @@ def _pdf(source: Source, folder: ImportFolder, size: TileSize, known: dict[str, 
         id = _digest(source.name)
         _unchanged(source, id, known)
         with open_pdf(path) as document:
+            if not len(document):
+                raise TileError(f"{path}: this PDF has no page")
             for index in range(len(document)):
                 yield _pdf_page(source, document, index, id, folder, size)
     except TileError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -102,8 +103,10 @@ class Browser:
                 await self._load(page, address)
                 return await self._strips(page, address)
         finally:
-            with contextlib.suppress(TimeoutError):  # of a page that hangs; the whole browser is closed then
+            try:
                 await asyncio.wait_for(context.close(), _CLOSE_S)
+            except TimeoutError:  # the page hangs, and its scripts would go on
+                await self._close()
 
     async def _started(self) -> Any:
         if self._browser is not None and not self._browser.is_connected():
@@ -135,7 +138,10 @@ class Browser:
 
     async def _strips(self, page: Any, address: str) -> tuple[torch.Tensor, str | None]:
         """The page in strips, joined; as wide as what it shows, as high as `MOST_TILES` tiles and `max_pixels` allow."""
-        whole = await page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]")
+        # Asked of the browser: what a page's own scripts say need not be a number.
+        session = await page.context.new_cdp_session(page)
+        content = (await session.send("Page.getLayoutMetrics"))["cssContentSize"]
+        whole = (math.ceil(content["width"]), math.ceil(content["height"]))
         width = max(self.size.width, min(whole[0], self.size.width * _WIDEST))
         most = min(self.size.height * MOST_TILES * width // self.size.width, self.max_pixels // width)
         height = max(1, min(whole[1], most))
@@ -144,6 +150,8 @@ class Browser:
             clip = {"x": 0, "y": top, "width": width, "height": min(_STRIP, height - top)}
             data = await page.screenshot(full_page=True, clip=clip, animations="disabled", scale="css")
             strips.append(decode_image(data, address, self.max_pixels))
+        if len({strip.shape[2] for strip in strips}) > 1:
+            raise TileError(f"{address}: this page changed its width while it was taken; import it again")
         note = f"cut off: {width}×{height} of {whole[0]}×{whole[1]} pixels" if whole[1] > height or whole[0] > width else None
         return torch.cat(strips, dim=1), note
 
