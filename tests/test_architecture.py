@@ -33,9 +33,11 @@ HEAVY = {
     "vllm": ("serve/",),
     "wandb": ("platform/stairstep/records/tracker_sinks.py",),
     "torchvision": (),
+    "pypdfium2": ("platform/stairstep/tasks/import_pages/pdf.py",),
+    "playwright": ("platform/stairstep/tasks/import_pages/web.py",),
 }
 # A bare GPU machine has none of these; the last three come along with development tools and must not be missed either.
-BLOCKED = ("ray", "vllm", "wandb", "torchvision", "pydantic", "tensorboard", "sklearn")
+BLOCKED = ("ray", "vllm", "wandb", "torchvision", "pypdfium2", "playwright", "pydantic", "tensorboard", "sklearn")
 
 FLOOR = {"settings", "records"}
 MIDDLE = {"objectives", "models", "tiles", "data"}
@@ -217,7 +219,9 @@ def test_the_package_itself_imports_no_room():
 def test_what_is_imported_is_a_dependency_of_our_own():
     """And not one that comes along with another package until that package does without it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[\[<>=~! ]", one)[0].lower() for one in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["pdf"], *extras["web"]]  # test_who_may_import holds the extras to one module each
+    declared = {re.split(r"[\[<>=~! ]", one)[0].lower() for one in wanted}
     known_as = {"PIL": "pillow", "yaml": "pyyaml"}
     problems = {}
     for path in sources("platform/stairstep", "jobs"):
