@@ -8,11 +8,12 @@ It starts anew each time (run.resume=overwrite).
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
-from jobs.common import run
+from jobs.common import add_no_preflight, run
 from jobs.train import train_recipe
 from serve.reader import serving
 from serve.settings import ReaderAppSettings, TransformersSettings
@@ -21,6 +22,7 @@ from stairstep.evaluation.comparison import compare_rows, comparison_table
 from stairstep.evaluation.peaks import peaks_of_run
 from stairstep.records import MetricLog, logging_setup, read_json_lines, series
 from stairstep.tasks import load_recipe
+from stairstep.tasks.doctor import preflight
 from stairstep.tasks.resolve import resolve
 from stairstep.tasks.run import outcome_line
 
@@ -51,13 +53,20 @@ def _calls(folder: Path) -> str:
 
 def main(arguments: list[str]) -> int:
     """Start the reader app, train the demo's recipe and compare its last step with its first."""
-    load_recipe(RECIPE, arguments)  # a mistake is told before anything starts
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides, for example optim.steps=20")
+    add_no_preflight(parser)
+    options = parser.parse_intermixed_args(arguments)
+    anew = ["run.resume=overwrite"]
+    recipe = load_recipe(RECIPE, [*anew, *options.overrides])  # a mistake is told before anything starts
     logging_setup()
+    if not options.no_preflight:
+        preflight(resolve(recipe))
     app = ReaderAppSettings(engine=TransformersSettings(cpus=0))  # it answers while the workers wait for it, on their cores
-    with ray_session(None), serving(app) as base_url:
+    with ray_session(recipe.cluster.address), serving(app) as base_url:
         print(f"{app.model_name} answers at {base_url}")
-        overrides = ["run.resume=overwrite", f"evaluation.reader.base_url={base_url}", *arguments]
-        finished = train_recipe(resolve(load_recipe(RECIPE, overrides)))
+        recipe = load_recipe(RECIPE, [*anew, f"evaluation.reader.base_url={base_url}", *options.overrides])
+        finished = train_recipe(resolve(recipe), preflight=False)
     print(outcome_line(finished))
     if finished.outcome.reason == "stopped":
         return 1

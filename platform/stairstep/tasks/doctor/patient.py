@@ -5,7 +5,6 @@ Where making it fails, that check tells why, and the others say only where to re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from stairstep.models.placement import Placement
 from stairstep.models.sources import _SHIPPED_COPIES, SAFE_FILES, fetch, shipped_bases
 from stairstep.settings import StairstepError
 
-from ..recipe import Recipe, RetrievalTaskSettings
+from ..recipe import Recipe, RetrievalTaskSettings, ray_address
 from ..resolve import resolve
 from ..run import device_of
 from .findings import NotLooked
@@ -68,7 +67,7 @@ class Patient:
     def elsewhere(self) -> bool:
         """Whether the workers run on a cluster that was there before, and so perhaps not on this machine."""
         cluster = self.recipe.cluster
-        return bool(cluster.workers) and (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+        return bool(cluster.workers) and ray_address(cluster.address) != "local"
 
     @property
     def device(self) -> torch.device:
