@@ -67,8 +67,8 @@ def _start(host: str, port: int, timeout_s: float) -> bool:
         listens = f"Serve runs on this Ray cluster already, listens at {there.host}:{there.port}"
         if APP in _applications():
             raise InputError(
-                f"{listens} and has an application '{APP}', which is not replaced; use that one, or take it down first with the command that "
-                "started it (`serve shutdown` ends all of Serve). Without RAY_ADDRESS, a reader of its own starts on this machine"
+                f"{listens} and has an application '{APP}', which is not replaced; use that one, or take it down first (`serve shutdown` ends "
+                "all of Serve). Without RAY_ADDRESS, a reader of its own starts on this machine"
             )
         if (there.host, there.port) != (host, port):
             raise InputError(
@@ -86,7 +86,7 @@ def _applications() -> dict[str, ApplicationStatusOverview]:
 
 
 def _leave(began: bool, deployed: float | None) -> None:
-    """Take down the reader that was deployed at `deployed` (None: it failed to start), and Serve if it began here and nobody else uses it."""
+    """Take down the reader deployed at `deployed` (None: it failed to start), and Serve if it began here and has no app of anybody else."""
     if _get_global_client(raise_if_no_controller_running=False) is None:
         return
     there = _applications()
