@@ -67,8 +67,8 @@ def _start(host: str, port: int, timeout_s: float) -> bool:
         listens = f"Serve runs on this Ray cluster already, listens at {there.host}:{there.port}"
         if APP in _applications():
             raise InputError(
-                f"{listens} and has an application '{APP}', which is not replaced; use that one, or take it down first (`serve shutdown` ends "
-                "all of Serve). Without RAY_ADDRESS, a reader of its own starts on this machine"
+                f"{listens} and has an application '{APP}', which is not replaced; use that one, or take it down first (`serve shutdown` "
+                "ends all of Serve). Without RAY_ADDRESS, a reader of its own starts on this machine"
             )
         if (there.host, there.port) != (host, port):
             raise InputError(
