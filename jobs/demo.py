@@ -8,19 +8,20 @@ It starts anew each time (run.resume=overwrite).
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from pathlib import Path
 
-from jobs.common import run
+from jobs.common import add_no_preflight, run
 from jobs.train import train_recipe
 from serve.reader import serving
 from serve.settings import ReaderAppSettings, TransformersSettings
 from stairstep.cluster import ray_session
 from stairstep.evaluation.comparison import compare_rows, comparison_table
 from stairstep.evaluation.peaks import peaks_of_run
-from stairstep.records import MetricLog, logging_setup, read_json_lines, series
+from stairstep.records import MetricLog, logging_setup, read_json, read_json_lines, series
 from stairstep.tasks import load_recipe
+from stairstep.tasks.doctor import preflight
 from stairstep.tasks.resolve import resolve
 from stairstep.tasks.run import outcome_line
 
@@ -30,8 +31,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 def story(folder: Path, last: int) -> str:
     """What the run did, in numbers that carry their intervals."""
     before, after = (read_json_lines(folder / f"eval_step{step}.jsonl") for step in (0, last))
-    rows = MetricLog(folder / "metrics.jsonl").rows()
-    losses = [value for _, value in series(rows, "validation/loss")]
+    losses = [value for _, value in series(MetricLog(folder / "metrics.jsonl").rows(), "validation/loss")]
     lines = [
         f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps",
         "",
@@ -45,25 +45,32 @@ def story(folder: Path, last: int) -> str:
 
 def _calls(folder: Path) -> str:
     """What all evaluations asked of the reader, and what the ledger saved them."""
-    calls = [json.loads(path.read_text(encoding="utf-8"))["calls"]["answer"] for path in sorted(folder.glob("eval_step*.summary.json"))]
+    calls = [read_json(path)["calls"]["answer"] for path in sorted(folder.glob("eval_step*.summary.json"))]
     return f"answers: {sum(one['asked'] for one in calls)} asked of the reader, {sum(one['hits'] for one in calls)} found in the ledger"
 
 
 def main(arguments: list[str]) -> int:
     """Start the reader app, train the demo's recipe and compare its last step with its first."""
-    load_recipe(RECIPE, arguments)  # a mistake is told before anything starts
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of recipes/demo.yaml")
+    add_no_preflight(parser)
+    options = parser.parse_intermixed_args(arguments)
+    overrides = ["run.resume=overwrite", *options.overrides]
+    recipe = load_recipe(RECIPE, overrides)  # a mistake is told before anything starts
     logging_setup()
+    if not options.no_preflight:
+        preflight(resolve(recipe))
     app = ReaderAppSettings(engine=TransformersSettings(cpus=0))  # it answers while the workers wait for it, on their cores
-    with ray_session(None), serving(app) as base_url:
+    with ray_session(recipe.cluster.address), serving(app) as base_url:
         print(f"{app.model_name} answers at {base_url}")
-        overrides = ["run.resume=overwrite", f"evaluation.reader.base_url={base_url}", *arguments]
-        finished = train_recipe(resolve(load_recipe(RECIPE, overrides)))
+        recipe = load_recipe(RECIPE, [f"evaluation.reader.base_url={base_url}", *overrides])
+        finished = train_recipe(resolve(recipe), preflight=False)
     print(outcome_line(finished))
     if finished.outcome.reason == "stopped":
         return 1
     print(f"\n{story(finished.folder, finished.outcome.step)}")
-    summary = json.loads((finished.folder / f"eval_step{finished.outcome.step}.summary.json").read_text(encoding="utf-8"))
-    print(f"\n{summary['questions']} questions over {summary['tiles']} tiles; everything lies in {finished.folder}")
+    told = read_json(finished.folder / f"eval_step{finished.outcome.step}.summary.json")
+    print(f"\n{told['questions']} questions over {told['tiles']} tiles; everything lies in {finished.folder}")
     return 0
 
 

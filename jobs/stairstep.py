@@ -11,9 +11,10 @@ interval is called so.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from jobs.common import run
+from jobs.common import add_no_preflight, run
 from jobs.train import train_recipe
 from stairstep.evaluation.comparison import comparison_table
 from stairstep.records import logging_setup, write_json
@@ -27,9 +28,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="key.path=value", help="overrides for every recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/stairstep.json"), help="where the figures go as JSON")
+    add_no_preflight(parser)
     options = parser.parse_args(arguments)
     logging_setup()
-    steps = climb(options.recipes, options.seeds, options.overrides, train_recipe, lambda line: print(line, flush=True))
+    train = partial(train_recipe, preflight=not options.no_preflight)
+    steps = climb(options.recipes, options.seeds, options.overrides, train, lambda line: print(line, flush=True))
     if steps is None:
         print("stopped; the same command goes on from here")
         return 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.common import parse, parser, run
+from jobs.common import add_no_preflight, parse, parser, run
 from stairstep.records import StopFlag, logging_setup
 from stairstep.settings import to_yaml
 from stairstep.tasks import Recipe
@@ -30,8 +30,14 @@ def dry_run(recipe: Recipe) -> int:
     return 0
 
 
-def train_recipe(recipe: Recipe) -> Finished:
-    """Train a resolved recipe: in this process with `cluster.workers: 0`, where Ray need not even be installed, else under Ray Train."""
+def train_recipe(recipe: Recipe, preflight: bool = True) -> Finished:
+    """Train a resolved recipe: in this process with `cluster.workers: 0`, where Ray need not even be installed, else under Ray Train.
+
+    `preflight`: refuse what the quick checks of jobs.doctor find wrong."""
+    if preflight:
+        from stairstep.tasks import doctor
+
+        doctor.preflight(recipe)
     if recipe.cluster.workers:
         from stairstep.cluster import train_on_ray
 
@@ -47,22 +53,18 @@ def main(arguments: list[str]) -> int:
     made = parser(__doc__ or "")
     made.add_argument("--show", action="store_true", help="print the recipe with everything that it extends, and stop")
     made.add_argument("--dry-run", action="store_true", help="print the trained parameters, and stop")
-    made.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
+    add_no_preflight(made)
     options, recipe = parse(made, arguments)
     if options.show:
         print(to_yaml(recipe), end="")
         return 0
     if options.dry_run:
         return dry_run(recipe)
-    from stairstep.tasks.doctor import preflight
     from stairstep.tasks.resolve import resolve
     from stairstep.tasks.run import outcome_line
 
     logging_setup()
-    recipe = resolve(recipe)
-    if not options.no_preflight:
-        preflight(recipe)
-    print(outcome_line(train_recipe(recipe)))
+    print(outcome_line(train_recipe(resolve(recipe), preflight=not options.no_preflight)))
     return 0
 
 

@@ -47,8 +47,10 @@ class RequestError(Exception):
     def __init__(
         self, status: int, message: str, *, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
     ) -> None:
+        message = _writable(message)
         super().__init__(message)
-        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.status, self.message, self.kind, self.code = status, message, kind, code
+        self.param = None if param is None else _writable(param)
         self.headers: dict[str, str] = {}
 
     def body(self) -> dict[str, Any]:
@@ -80,6 +82,11 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+
+
+def _writable(text: str) -> str:
+    """A text that may repeat what the client sent, so that it can be written as UTF-8: JSON lets half characters through."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _refused(message: str, param: str | None, code: str | None = None) -> RequestError:

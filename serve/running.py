@@ -1,4 +1,7 @@
-"""Running the reader app for the length of a job or a test: on the Ray that this process is connected to, taken down afterwards."""
+"""Running the reader app for the length of a job or a test: on the Ray that this process is connected to, taken down afterwards.
+
+What others deployed there stays as it is: a reader that is there already is never replaced, and only what was started here is taken down.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
-from ray.serve.schema import LoggingConfig
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
 
 from stairstep.settings import InputError, UnreachableError
 
@@ -27,7 +31,7 @@ SHUTDOWN_S = 30.0
 @contextmanager
 def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """Run the reader and give its base URL (`http://127.0.0.1:PORT/v1`); `port` 0 is a free one. Needs `ray.init` before."""
-    from .reader import build
+    from .reader import application
 
     settings = settings or ReaderAppSettings()
     check_host(settings, host)
@@ -35,18 +39,20 @@ def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str 
         raise InputError("the reader needs a Ray: connect first, for example `with stairstep.cluster.ray_session(None):`")
     read_key(settings.key_env)  # here as well: a missing key is told before anything starts
     port = port or _free_port(host)
-    ours = _start(host, port, settings.limits.timeout_s)
+    app = application(settings)  # here: settings that cannot be served are told before anything starts
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    began = _start(host, port, settings.limits.timeout_s)
+    deployed = None
     try:
         try:
-            serve.run(build(settings), name=APP, route_prefix="/", logging_config=_quiet())
-        except RuntimeError as error:
+            serve.run(app, name=APP, route_prefix="/", logging_config=_quiet())
+        except (RuntimeError, RayServeException) as error:
             raise UnreachableError(f"the reader did not start: {_reason(str(error))}") from None
+        deployed = _applications()[APP].last_deployed_time_s
         yield f"http://{_reachable(host)}:{port}/v1"
     finally:
-        if ours:
-            _end()
-        else:
-            serve.delete(APP)
+        with suppress(RayActorError, GetTimeoutError):
+            _leave(began, deployed)
 
 
 def _quiet() -> LoggingConfig:
@@ -54,17 +60,41 @@ def _quiet() -> LoggingConfig:
 
 
 def _start(host: str, port: int, timeout_s: float) -> bool:
-    """Whether Serve was started here; one that runs already is used if it listens where it should."""
+    """Whether Serve was started here; one that runs already is used if it listens where it should and has no reader."""
     running = _get_global_client(raise_if_no_controller_running=False)
     if running is not None:
         there = running.http_config
+        listens = f"Serve runs on this Ray cluster already, listens at {there.host}:{there.port}"
+        if APP in _applications():
+            raise InputError(
+                f"{listens} and has an application '{APP}', which is not replaced; use that one, or take it down first (`serve shutdown` "
+                "ends all of Serve). Without RAY_ADDRESS, a reader of its own starts on this machine"
+            )
         if (there.host, there.port) != (host, port):
-            raise InputError(f"Serve runs on this cluster already and listens at {there.host}:{there.port}; say host and port like that")
+            raise InputError(
+                f"{listens} and nowhere else; jobs.serve_reader joins it with host={there.host} port={there.port}. Without RAY_ADDRESS, a "
+                "reader of its own starts on this machine"
+            )
         return False
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = HTTPOptions(host=host, port=port, request_timeout_s=timeout_s + 10)
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=_quiet())
     return True
+
+
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    return serve.status().applications
+
+
+def _leave(began: bool, deployed: float | None) -> None:
+    """Take down the reader deployed at `deployed` (None: it failed to start), and Serve if it began here and has no app of anybody else."""
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        return
+    there = _applications()
+    ours = APP in there and deployed in (None, there[APP].last_deployed_time_s)  # else somebody has deployed another over it
+    if began and len(there) == ours:
+        _end()
+    elif ours:
+        serve.delete(APP)
 
 
 def _end() -> None:

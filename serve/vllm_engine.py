@@ -6,6 +6,7 @@ alone, and only when this engine is asked for.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from ray import serve
@@ -18,12 +19,14 @@ from .settings import ReaderAppSettings, VllmSettings, model_source
 
 def llm_config(settings: ReaderAppSettings) -> Any:
     """The engine as `ray.serve.llm` describes it."""
-    try:
-        from ray.serve.llm import LLMConfig
-    except ImportError as error:
+    if find_spec("vllm") is None:
         raise InputError(
-            f"engine.kind: vllm is not installed here ({str(error)[:200]}); install requirements/vllm.txt, or say engine.kind=transformers"
-        ) from None
+            "engine.kind: the engine vllm was asked for, but the package vllm is not installed where Ray runs; install "
+            "requirements/vllm.txt there, or take the other engine, which needs nothing more: engine: {kind: transformers} in the config "
+            "file (without the keys that only vllm has), engine.kind=transformers on a command line"
+        )
+    from ray.serve.llm import LLMConfig
+
     engine = settings.engine
     if not isinstance(engine, VllmSettings):
         raise TypeError(f"expected the vllm engine, found {type(engine).__name__}")

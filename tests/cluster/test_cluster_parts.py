@@ -21,7 +21,7 @@ from stairstep.cluster.screen import Relay, on_screen, without_ray
 from stairstep.cluster.session import check_root, on_a_cluster
 from stairstep.cluster.work import WorkerDefect, WorkerFailed, read_failure, wait_for_claim, wait_for_folder, write_failure
 from stairstep.records import Progress, RunFolder
-from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError
+from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError, UnreachableError
 from stairstep.training import NonFiniteError
 
 DETAIL = (
@@ -233,6 +233,13 @@ def test_a_relative_root_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RecipeError, match=r"run\.root: 'runs' is relative"):
         check_root("runs", None)
     check_root("/runs", None)
+    check_root("runs", "local")
+
+
+def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UnreachableError, match=r"cluster\.address: no Ray cluster answers at nonsense"), session.ray_session("nonsense"):
+        pass
 
 
 def test_the_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

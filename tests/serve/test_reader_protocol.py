@@ -8,6 +8,7 @@ import json
 import pytest
 from serve_requests import ask, image_part, page
 
+from serve.front import refusal
 from serve.protocol import Completion, RequestError, chat_request, check_model, completion_body, conversation, parse_json
 from serve.settings import LimitSettings
 
@@ -90,6 +91,22 @@ def test_max_completion_tokens_is_the_newer_name():
 )
 def test_what_would_not_be_acted_upon_is_refused_by_name(changes, words):
     assert words in refused(**changes).message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"\ud800": 1},
+        {"model\udfff": "m"},
+        {"messages": [{"role": "user", "content": "x", "\ud83d": 1}]},
+        {"messages": user({"type": "\ud800"})},
+    ],
+)
+def test_a_refusal_that_repeats_half_a_character_can_be_sent(changes):
+    error = refused(**changes)
+    assert "\\ud" in error.message
+    sent = json.loads(refusal(error).body)
+    assert sent == error.body()
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,39 @@ def test_shipped_models_are_found_by_name():
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
 def test_without_vllm_it_says_what_to_install():
+    from ray.serve.exceptions import RayServeException
+
+    from serve.reader import application, build
+
+    with pytest.raises(InputError, match=r"the engine vllm was asked for.* requirements/vllm\.txt .*kind: transformers"):
+        application({"engine.kind": "vllm"})
+    with pytest.raises(RayServeException, match=r"the engine vllm was asked for.* requirements/vllm\.txt"):
+        build({"engine.kind": "vllm"})
+
+
+def test_a_mistake_in_the_config_is_told_to_serve():
+    from ray.serve.exceptions import RayServeException
+
     from serve.reader import build
 
-    with pytest.raises(InputError, match=r"requirements/vllm\.txt"):
-        build({"engine.kind": "vllm"})
+    with pytest.raises(RayServeException, match=r"engine\.modle.*model"):
+        build({"engine.modle": "tiny-reader"})
+
+
+def test_reader_and_recipes_meet_at_one_port():
+    from pathlib import Path
+
+    import yaml
+
+    from jobs.serve_reader import ServeSettings
+    from stairstep.evaluation.readers import RemoteReaderSettings
+    from stairstep.tasks import load_recipe
+
+    root = Path(__file__).parents[2]
+    shipped = yaml.safe_load((root / "serve" / "reader.yaml").read_text(encoding="utf-8"))["http_options"]
+    assert (shipped["host"], shipped["port"]) == (ServeSettings().host, ServeSettings().port)
+    asked = [
+        RemoteReaderSettings().base_url,
+        *(load_recipe(root / "recipes" / name).evaluation.reader.base_url for name in ("demo.yaml", "v8r.yaml")),
+    ]
+    assert {url.replace("localhost", "127.0.0.1") for url in asked} == {f"http://{shipped['host']}:{shipped['port']}/v1"}

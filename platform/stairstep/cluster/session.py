@@ -1,4 +1,4 @@
-"""Ray for the length of a job: the cluster that the job runs on, or a private one on this machine that ends with it.
+"""Ray for the length of a job: the cluster that the recipe or RAY_ADDRESS names, or a private one on this machine that ends with it.
 
 Ray's own log lines stay in Ray's log files: what a person has to know reaches the terminal as our lines and our errors. A private
 cluster is reached with the token that Ray keeps in the user's home; where there is none yet, it is made for the user's eyes alone.
@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from stairstep.settings import InputError, RecipeError, UnreachableError
-from stairstep.tasks import ClusterSettings
+from stairstep.tasks import ClusterSettings, ray_address
 
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
@@ -33,20 +33,20 @@ class Session:
 
 def on_a_cluster(address: str | None) -> bool:
     """Whether a recipe's address, or the environment of a Ray job, names a cluster that was there before."""
-    return (address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+    return ray_address(address) != "local"
 
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[Session]:
-    """Connect to the cluster at `address`, or to the one that this runs on, or start one here; an existing connection is used as it is."""
+    """Connect to the cluster that `address` or RAY_ADDRESS names, or start one here; an existing connection is used as it is."""
     if ray.is_initialized():
         yield Session(_started_here(), ours=False)
         return
     if not on_a_cluster(address):
         _private_token()
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        ray.init(address=ray_address(address), log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UnreachableError(_unreachable(address, str(error).strip().split("\n")[0])) from None
     try:
         yield Session(_started_here(), ours=True)
@@ -58,7 +58,7 @@ def _unreachable(address: str | None, why: str) -> str:
     if not on_a_cluster(address):
         return f"Ray could not be started on this machine: {why}"
     return (
-        f"cluster.address: no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')} ({why}); start one, or leave "
+        f"cluster.address: no Ray cluster answers at {ray_address(address)} ({why}); start one, or leave "
         "cluster.address out to run on this machine. Where the cluster asks for a token, set RAY_AUTH_MODE=token"
     )
 

@@ -50,7 +50,7 @@ class RemoteReaderSettings(EndpointSettings):
     kind: Literal["endpoint"] = setting("endpoint", doc="The kind of reader.")
     model: str = setting("Qwen/Qwen3-VL-4B-Instruct", doc="The model's name at the endpoint.")
     base_url: str | None = setting(
-        "http://127.0.0.1:8000/v1",
+        "http://127.0.0.1:8200/v1",
         doc="Address of the endpoint, mostly ending in /v1; null: the variable OPENAI_BASE_URL or OpenAI.",
     )
     key_env: str = setting(

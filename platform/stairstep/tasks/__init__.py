@@ -3,6 +3,6 @@
 Only the recipe is imported here, so that one can be read, shown and checked before the model libraries are loaded.
 """
 
-from .recipe import ClusterSettings, Recipe, RetrievalTaskSettings, load_recipe, recipe_digest
+from .recipe import ClusterSettings, Recipe, RetrievalTaskSettings, load_recipe, ray_address, recipe_digest
 
-__all__ = ["ClusterSettings", "Recipe", "RetrievalTaskSettings", "load_recipe", "recipe_digest"]
+__all__ = ["ClusterSettings", "Recipe", "RetrievalTaskSettings", "load_recipe", "ray_address", "recipe_digest"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -44,9 +45,18 @@ class ClusterSettings:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", doc="Where each worker computes; auto: a GPU where there is one.")
     cpus_per_worker: float = setting(1.0, doc="CPUs that Ray reserves for each worker.", above=0)
     resources: dict[str, float] = setting(doc="Custom resources of each worker, to place it on a node group.", factory=dict)
-    address: str | None = setting(None, doc="Ray cluster to use; null: the one this runs on, or a new local one.")
+    address: str | None = setting(
+        None, doc="Ray cluster to use; null: the one that RAY_ADDRESS names, as inside a Ray job, else a new one on this machine."
+    )
     max_failures: int = setting(2, doc="How often a lost worker may be replaced before the run fails.", minimum=0)
     start_timeout_s: float = setting(300.0, doc="Longest wait for the workers' resources.", above=0)
+
+
+def ray_address(address: str | None) -> str:
+    """The Ray that `cluster.address` means: the one it names, else the one that RAY_ADDRESS names, else `local`, a new one of our own.
+
+    Never one that merely happens to run on this machine, which Ray itself would join: it is somebody else's."""
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Where making it fails, that check tells why, and the others say only where to re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from stairstep.settings import StairstepError
 from stairstep.tiles import Archives
 
 from ..packed import open_archives
-from ..recipe import Recipe, RetrievalTaskSettings
+from ..recipe import Recipe, RetrievalTaskSettings, ray_address
 from ..resolve import resolve
 from ..run import device_of
 from .findings import NotLooked
@@ -76,7 +75,7 @@ class Patient:
     def elsewhere(self) -> bool:
         """Whether the workers run on a cluster that was there before, and so perhaps not on this machine."""
         cluster = self.recipe.cluster
-        return bool(cluster.workers) and (cluster.address or os.environ.get("RAY_ADDRESS") or "local") != "local"
+        return bool(cluster.workers) and ray_address(cluster.address) != "local"
 
     @property
     def device(self) -> torch.device:

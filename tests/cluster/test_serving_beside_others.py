@@ -1,0 +1,61 @@
+"""The reader on a Serve that others use too: nothing of theirs is replaced or taken down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+
+def test_what_others_deployed_stays(ray_here: None) -> None:
+    from ray import serve
+
+    from serve.reader import serving
+    from serve.settings import ReaderAppSettings, TransformersSettings
+    from stairstep.settings import InputError, UnreachableError
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Another:
+        """Somebody else's application."""
+
+        def __call__(self) -> str:
+            return "theirs"
+
+    def applications() -> set[str]:
+        return set(serve.status().applications)
+
+    ours = ReaderAppSettings(engine=TransformersSettings(cpus=0.1))
+    try:
+        with serving(ours) as url:
+            port = httpx.URL(url).port
+            assert port is not None
+            serve.run(Another.bind(), name="another", route_prefix="/another")
+            for chosen in (port, 1):
+                with pytest.raises(InputError, match="has an application 'reader', which is not replaced"), serving(ours, chosen):
+                    pass
+            assert httpx.get(f"{url}/models", timeout=60, trust_env=False).json()["data"][0]["id"] == "tiny-reader"
+        assert applications() == {"another"}, "Serve began with the reader, but serves others as well"
+
+        with pytest.raises(InputError, match=rf"listens at 127\.0\.0\.1:{port} and nowhere else"), serving(ours, 1):
+            pass
+        missing = replace(ours, engine=TransformersSettings(model=str(Path("no") / "such"), cpus=0.1))
+        with pytest.raises(UnreachableError, match="the reader did not start"), serving(missing, port):
+            pass
+        assert applications() == {"another"}
+
+        with serving(ours, port):
+            assert applications() == {"another", "reader"}
+            serve.run(Another.bind(), name="reader", route_prefix="/")  # somebody deploys over it
+        assert applications() == {"another", "reader"}
+        with pytest.raises(InputError, match="is not replaced"), serving(ours, port):
+            pass
+        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=60, trust_env=False).text == "theirs"
+        serve.delete("reader")
+        serve.run(Another.bind(), name="root", route_prefix="/")
+        with pytest.raises(UnreachableError, match="root"), serving(ours, port):
+            pass
+        assert applications() == {"another", "root"}
+    finally:
+        serve.shutdown()
