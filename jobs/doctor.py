@@ -29,6 +29,7 @@ def ray(patient: Patient) -> Answer:
     from stairstep.cluster.session import check_resources, check_root, ray_session, resources_line, worker_resources
 
     check_root(recipe.run.root, recipe.cluster.address)
+    check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
     with ray_session(recipe.cluster.address) as session:
         each = worker_resources(recipe.cluster)
         if session.private:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from stairstep.data import (
+    ArchiveSource,
     PairSource,
     QuestionSetSource,
     TextSource,
@@ -30,7 +31,8 @@ from stairstep.records import read_json, read_json_lines
 from stairstep.tasks import load_recipe
 from stairstep.tasks.import_pages import Failure, Imported, TileSize, import_pages, summary
 from stairstep.tasks.tile_check import BadTile, find_bad_tiles, read_quarantine
-from stairstep.tiles import TileIds, TileReader, TileSettings
+from stairstep.tiles import Archives, TileIds, TileReader, TileSettings, index_archive
+from stairstep.tiles.store import CODEC, FORMAT, LEVEL, named_shards, write_manifest, write_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -57,7 +59,12 @@ def test_every_example_is_linked_and_quoted_as_it_is():
     files = {path.relative_to(EXAMPLES).as_posix() for path in EXAMPLES.rglob("*") if path.is_file() and not path.name.startswith(".")}
     assert linked == files
     quoted = re.findall(r"\]\(examples/([^)]+)\)\n\n```json\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
-    assert [name for name, _ in quoted] == ["pairs.jsonl", "text-pairs/chunk_000/filtered_hn.jsonl", "questions.json"]
+    assert [name for name, _ in quoted] == [
+        "pairs.jsonl",
+        "text-pairs/chunk_000/filtered_hn.jsonl",
+        "questions.json",
+        "store-manifest.json",
+    ]
     for name, text in quoted:
         assert text == (EXAMPLES / name).read_text(encoding="utf-8"), name
 
@@ -67,6 +74,33 @@ def test_pairs():
     assert [len(row.negatives) for row in rows] == [1, 0]
     assert missing_tiles(rows, (), EXAMPLES) == []
     assert set(first_column("Pairs")) == keys_of(read_json_lines(EXAMPLES / "pairs.jsonl"))
+
+
+def test_tar_archives_in_place(tmp_path: Path):
+    index = index_archive(EXAMPLES / "tiles.tar", tmp_path)
+    archives = Archives([(index, EXAMPLES / "packed")])
+    names = sorted(path.name for path in (EXAMPLES / "tiles").iterdir())
+    assert [Path(one).name for one in archives.below(EXAMPLES / "packed")] == names
+    for name in names:
+        assert archives.read(EXAMPLES / "packed" / name, 1 << 20) == (EXAMPLES / "tiles" / name).read_bytes()
+    path = tmp_path / "recipe.yaml"
+    path.write_text(blocks("Tar archives in place", "yaml")[0], encoding="utf-8")
+    assert load_recipe(path).data.archives == (ArchiveSource("tiles.tar", "tiles"),)
+
+
+def test_the_tile_store(tmp_path: Path):
+    text = (EXAMPLES / "store-manifest.json").read_text(encoding="utf-8")
+    (tmp_path / "manifest-0.json").write_text(text, encoding="utf-8")
+    (shard,) = named_shards(tmp_path)
+    example = read_json(EXAMPLES / "store-manifest.json")
+    assert (shard.tiles, example["tiles"], example["format"], example["codec"]) == (2, 2, FORMAT, f"{CODEC}:{LEVEL}")
+    direct = TileReader(TileSettings(max_visual_tokens=64))
+    tiles = [direct.load(path) for path in sorted((EXAMPLES / "tiles").iterdir())]
+    made = write_shard(tmp_path / direct.key, direct.key, ((one.id, one.pixels) for one in tiles))
+    assert made is not None
+    written = read_json(write_manifest(tmp_path / direct.key, direct.key, [made]))
+    assert written.keys() == example.keys()
+    assert written["shards"][0].keys() == example["shards"][0].keys()
 
 
 def test_text_pairs():

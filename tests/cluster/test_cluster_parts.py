@@ -234,6 +234,9 @@ def test_a_relative_root_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch
         check_root("runs", None)
     check_root("/runs", None)
     check_root("runs", "local")
+    check_root(None, None, "tiles.store")
+    with pytest.raises(RecipeError, match=r"tiles\.store: 'tiles' is relative"):
+        check_root("tiles", None, "tiles.store")
 
 
 def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

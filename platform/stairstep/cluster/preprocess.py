@@ -31,6 +31,7 @@ T = TypeVar("T")
 def preprocess_on_ray(recipe: Recipe, stop: Callable[[], bool] = lambda: False) -> Summary:
     """Fill the recipe's tile store with all CPUs of the cluster, or of this machine; Ray is not started where nothing is to be done."""
     check_root(recipe.run.root, recipe.cluster.address)
+    check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
     with ExitStack() as stack:
 
         def on_ray(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:

@@ -63,11 +63,11 @@ def _unreachable(address: str | None, why: str) -> str:
     )
 
 
-def check_root(root: str, address: str | None) -> None:
-    """A cluster needs an absolute run root: the working folder of a job is a copy that is thrown away."""
-    if on_a_cluster(address) and not os.path.isabs(root):
+def check_root(root: str | None, address: str | None, key: str = "run.root") -> None:
+    """A cluster needs absolute folders: the working folder of a job is a copy that is thrown away."""
+    if root is not None and on_a_cluster(address) and not os.path.isabs(root):
         raise RecipeError(
-            f"run.root: '{root}' is relative, but the run is placed on a cluster, where a job's working folder is thrown away; give the "
+            f"{key}: '{root}' is relative, but the run is placed on a cluster, where a job's working folder is thrown away; give the "
             "absolute path of a folder that every node sees"
         )
 

@@ -50,6 +50,7 @@ class _StoppedEarly(Exception):
 def train_on_ray(recipe: Recipe) -> Finished:
     """Train under Ray Train; returns when the run has finished or was stopped with a checkpoint."""
     check_root(recipe.run.root, recipe.cluster.address)
+    check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
     recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
     path = run_folder_path(recipe)
     folder = RunFolder.create(path)
