@@ -64,6 +64,16 @@ def spread(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
         raise StairstepError(f"preprocessing ended: {str(error).strip().splitlines()[-1]}; the same command goes on") from error
 
 
+_LAST: list[tuple[Any, Any]] = []  # the work that this process did last, by its reference: it may hold the indices of many archives
+
+
+def _held(reference: Any) -> Any:
+    """The work behind a reference, made once in a process and not for each of its items."""
+    if not _LAST or _LAST[0][0] != reference:
+        _LAST[:] = [(reference, ray.get(reference))]
+    return _LAST[0][1]
+
+
 class _Call:
     """What a task does with a row; the work itself lies in Ray's object store once, and not in each of a thousand rows."""
 
@@ -78,7 +88,7 @@ class _Call:
         item = pickle.loads(row["item"])  # noqa: S301 - made by the driver
         outcome: Any
         try:
-            outcome = ray.get(self.work)(item)
+            outcome = _held(self.work)(item)
         except StairstepError as error:
             outcome = error
         except OSError as error:
