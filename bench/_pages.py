@@ -19,11 +19,8 @@ LINES, TEXT_PX, MARGIN = 45, 16, 20
 NOISE = (260, 300)  # width and height of the coloured area
 _COARSE = 16  # one random colour for so many pixels across and down; smooth between
 BLACK = (0, 0, 0)
-BROWSER = (
-    32,
-    33,
-    34,
-)  # what an encyclopedia's style sheet says; its three planes are not copies of one another, as those of black text are
+# The ink of an encyclopedia's style sheet: its planes are not copies of one another, as those of black text are.
+BROWSER = (32, 33, 34)
 _LETTERS = np.array(list("etaoinshrdlucmfwygpbvkjxqz"))
 _COMMON = np.array([12, 9, 8, 8, 7, 7, 6, 6, 6, 4, 4, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1], dtype=float)
 
