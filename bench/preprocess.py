@@ -82,6 +82,12 @@ def blocks_of(files: Sequence[Path], reader: TileReader) -> list[list[Wanted]]:
     return [wanted[start : start + size] for start in range(0, len(wanted), size)]
 
 
+def ready(together: Any) -> None:
+    """What each process of the pool does first; that it imports torch and this file's other modules has been done before."""
+    torch.set_num_threads(1)
+    together.wait()
+
+
 @dataclass
 class Speed:
     """Seconds of both sides, round by round."""
@@ -103,7 +109,9 @@ def measure_speed(files: Sequence[Path], folder: Path, rounds: int) -> Speed:
     blocks = blocks_of(files, reader)
     found = Speed(len(files), len(blocks), [], [], [])
     first = [block[:WARM_TILES] for block in blocks]
-    with _CONTEXT.Pool(WORKERS, torch.set_num_threads, (1,)) as pool:
+    together = _CONTEXT.Barrier(WORKERS + 1)
+    with _CONTEXT.Pool(WORKERS, ready, (together,)) as pool:
+        together.wait()
 
         def on_pool(work: Filling, items: Sequence[Sequence[Wanted]]) -> list[Filled]:
             return list(pool.imap_unordered(work, items))
@@ -172,7 +180,7 @@ def measure_memory(pages: Path, files: Sequence[Path], root: Path) -> Memory:
     rows = [json.dumps({"query": path.stem, "chunk_path": path.name}) + "\n" for path in files]
     (pages / "train.jsonl").write_text("".join(rows), encoding="utf-8")
     told = _CONTEXT.SimpleQueue()
-    driver = _CONTEXT.Process(target=job, args=(root, pages, told))
+    driver = _CONTEXT.Process(target=job, args=(root, pages, told), daemon=True)
     found = Memory(len(files), 0, 0.0, 0, 0.0, 0.0, {}, 0.0, {})
     start = time.perf_counter()
     driver.start()
