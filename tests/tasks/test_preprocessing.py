@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from stairstep.data import DataSettings, PairSource, QuestionSetSource
+from stairstep.data import ArchiveSource, DataSettings, PairSource, QuestionSetSource
 from stairstep.evaluation.settings import EvaluationSettings
 from stairstep.records import RunSettings
-from stairstep.settings import DataError
+from stairstep.settings import DataError, RecipeError
 from stairstep.tasks import Recipe, preprocessing
 from stairstep.tasks.loading import load_tiles, tile_reader
 from stairstep.tasks.preprocessing import Filling, judge, preprocess
@@ -222,9 +224,45 @@ def test_training_and_evaluation_take_from_the_store(world: SimpleNamespace) -> 
 
 
 def test_a_recipe_without_tiles_is_told(world: SimpleNamespace) -> None:
-    from dataclasses import replace
-
-    from stairstep.settings import RecipeError
-
     with pytest.raises(RecipeError, match="names a tile"):
         preprocess(replace(world.recipe, data=DataSettings(), evaluation=EvaluationSettings()))
+
+
+def test_tiles_in_archives_are_made_as_those_in_files(world: SimpleNamespace) -> None:
+    """The same store from tar archives, each indexed once by the spread work and then only opened."""
+    plain = preprocess(world.recipe)
+    expected = {one: store_of(world).pixels(one) for one in {tile_id(path.read_bytes()) for path in load_tiles(world.recipe, Archives())}}
+    for number in range(3):
+        with tarfile.open(world.data / f"part{number}.tar", "w") as tar:
+            for path in sorted(world.data.glob("[pn]*.png"))[number::3]:
+                tar.add(path, path.name)
+    for path in world.data.glob("[pn]*.png"):
+        path.unlink()
+    recipe = replace(
+        world.recipe,
+        run=RunSettings(name="run", root=str(world.data.parent / "packed")),
+        data=replace(world.recipe.data, archives=(ArchiveSource("*.tar"),)),
+    )
+    spread: list[tuple[str, int]] = []
+
+    def counted(work, items):
+        spread.append((type(work).__name__, len(items)))
+        return map(work, items)
+
+    summary = preprocess(recipe, counted)
+    assert (summary.tiles, summary.made) == (plain.tiles, plain.made)
+    assert ("Indexing", 3) in spread
+    assert ("Hashing", 2) in spread, "of the six candidates alone: members' ids are in the indices"
+    store = TileStore(world.data.parent / "packed" / "tiles", tile_reader(recipe, stored=False).key)
+    assert len(store) == len(expected)
+    assert all(torch.equal(store.pixels(one), pixels) for one, pixels in expected.items())
+    spread.clear()
+    preprocess(recipe, counted)
+    assert dict(spread)["Indexing"] == 0
+
+
+def test_a_damaged_archive_is_told(world: SimpleNamespace) -> None:
+    (world.data / "part.tar").write_bytes(b"no archive" * 100)
+    recipe = replace(world.recipe, data=replace(world.recipe.data, archives=(ArchiveSource("part.tar"),)))
+    with pytest.raises(DataError, match=r"part\.tar"):
+        preprocess(recipe)

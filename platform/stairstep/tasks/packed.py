@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stairstep.data import Roots, resolve_inside, roots_of
 from stairstep.settings import DataError
-from stairstep.tiles import Archives, index_archives
+from stairstep.tiles import Archives, index_archives, kept_index
 
 from .recipe import Recipe
 from .resolve import data_base
@@ -27,6 +27,29 @@ def open_archives(recipe: Recipe, alive: Callable[[], None] = lambda: None) -> A
     """The resolved recipe's archives, ready to be read. What is not indexed yet is now, under the run root; `alive` is called meanwhile."""
     if not recipe.data.archives:
         return Archives()
+    packed, unmatched = _packed(recipe)
+    for pattern in unmatched:
+        _LOG.info("data.archives: no file matches '%s'; its tiles are taken to be unpacked", pattern)
+    distinct = list(dict.fromkeys(archive for archive, _ in packed))
+    indices = dict(zip(distinct, index_archives(distinct, index_folder(recipe), alive), strict=True))
+    archives = Archives([(indices[archive], folder) for archive, folder in packed], unmatched)
+    _LOG.info("%d archives hold %d files", len(distinct), len(archives))
+    return archives
+
+
+def index_folder(recipe: Recipe) -> Path:
+    """Where the recipe's indices of archives are kept."""
+    return Path(recipe.run.root) / INDICES
+
+
+def not_indexed(recipe: Recipe) -> list[Path]:
+    """The resolved recipe's archives that have no index yet."""
+    folder = index_folder(recipe)
+    return [archive for archive in dict.fromkeys(archive for archive, _ in _packed(recipe)[0]) if kept_index(archive, folder) is None]
+
+
+def _packed(recipe: Recipe) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Each archive with the folder that it would be unpacked in, and the patterns that match nothing."""
     base = data_base(recipe)
     roots = roots_of(recipe.data.roots, base, base) if recipe.data.roots else None
     packed: dict[tuple[Path, Path], None] = {}
@@ -34,18 +57,13 @@ def open_archives(recipe: Recipe, alive: Callable[[], None] = lambda: None) -> A
     for number, source in enumerate(recipe.data.archives):
         found = _matching(base, source.path)
         if not found:
-            _LOG.info("data.archives: no file matches '%s'; its tiles are taken to be unpacked", source.path)
             unmatched.append(source.path)
         for archive in found:
             folder = archive.parent if source.unpacked_at is None else base / source.unpacked_at
             packed[
                 _inside(archive, roots, f"data.archives[{number}].path"), _inside(folder, roots, f"data.archives[{number}].unpacked_at")
             ] = None
-    distinct = list(dict.fromkeys(archive for archive, _ in packed))
-    indices = dict(zip(distinct, index_archives(distinct, Path(recipe.run.root) / INDICES, alive), strict=True))
-    archives = Archives([(indices[archive], folder) for archive, folder in packed], unmatched)
-    _LOG.info("%d archives hold %d files", len(distinct), len(archives))
-    return archives
+    return list(packed), unmatched
 
 
 def _matching(base: Path, pattern: str) -> list[Path]:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from stairstep.records.files import write_atomically
 from stairstep.settings import DataError, RecipeError, StairstepError, TileError
-from stairstep.tiles import TEMPORAL, TileReader
+from stairstep.tiles import TEMPORAL, TileReader, index_archive
 from stairstep.tiles.identity import Stamp
 from stairstep.tiles.store import Shard, ids_of, shard_name, sweep, whole_shards, write_manifest, write_shard
 
 from .loading import load_tiles, store_folder, tile_reader
-from .packed import open_archives
+from .packed import index_folder, not_indexed, open_archives
 from .recipe import Recipe
 from .tile_check import QUARANTINE, BadTile, quarantine_lines
 
@@ -105,6 +105,7 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
     """Fill the store with every tile of a resolved recipe; `spread` runs the work, by default one block after the other in this process."""
     run: Spread = spread or map
     started = time.perf_counter()
+    _index_archives(recipe, run, stop)
     archives = open_archives(recipe)
     named = load_tiles(recipe, archives)
     if not named:
@@ -146,6 +147,19 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
         _check_complete(folder, key, shards, distinct.keys() - {one.id for one in problems})
     took = time.perf_counter() - started
     return Summary(folder, len(named), len(distinct), before, made, size, pixels * _FLOAT32_BYTES_PER_PIXEL, tuple(problems), took, stopped)
+
+
+def _index_archives(recipe: Recipe, run: Spread, stop: Callable[[], bool]) -> None:
+    """Index the archives that have no index yet, each on any machine: all of their bytes are read once."""
+    missing = not_indexed(recipe)
+    if missing:
+        _LOG.info("%d archives are indexed", len(missing))
+    for done, (path, problem) in enumerate(run(Indexing(index_folder(recipe)), [str(one) for one in missing]), start=1):
+        if problem:
+            raise DataError(problem)
+        _LOG.info("indexed %s, %d of %d", path, done, len(missing))
+        if stop():
+            raise StairstepError("stopped while archives were indexed; the same command goes on")
 
 
 def judge(summary: Summary, recipe: Recipe) -> None:
@@ -191,6 +205,21 @@ def identify(
         if stop():
             return found, bad, True
     return found, bad, False
+
+
+class Indexing:
+    """Indexes an archive, and keeps its index where every machine finds it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, archive: str) -> tuple[str, str]:
+        """The archive, and what is wrong with it."""
+        try:
+            index_archive(archive, self.folder)
+        except DataError as error:
+            return archive, str(error)
+        return archive, ""
 
 
 class Hashing:

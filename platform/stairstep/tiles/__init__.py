@@ -4,7 +4,7 @@ A tile is read once (`TileReader`), from its file or from within a tar archive (
 all runs (`TileStore`), and becomes patches on the device (`patches`).
 """
 
-from .archive_index import ArchiveIndex, build_index, index_archive, index_archives
+from .archive_index import ArchiveIndex, build_index, index_archive, index_archives, kept_index
 from .archives import Archives, Member
 from .decode import FORMATS, decode_image
 from .geometry import FACTOR, MERGE, PATCH, PIXELS_PER_TOKEN, TEMPORAL, Geometry
@@ -39,6 +39,7 @@ __all__ = [
     "decode_image",
     "index_archive",
     "index_archives",
+    "kept_index",
     "open_store",
     "patches",
     "resize",
