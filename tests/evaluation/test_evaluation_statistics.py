@@ -74,7 +74,7 @@ def test_several_seeds_widen_the_interval_by_what_seeds_differ() -> None:
     one = bootstrap(runs)
     assert one.n == 200
     assert one.value == pytest.approx(questions.mean())
-    seeds, noise = np.var([-0.2, 0, 0.2]) / 3, questions.var() / 200
+    seeds, noise = np.var([-0.2, 0, 0.2], ddof=1) / 3, questions.var() / 200
     assert (one.high - one.low) / 2 == pytest.approx(1.96 * math.sqrt(seeds + noise), rel=0.15)
     assert one.high - one.low > 2 * (bootstrap(questions).high - bootstrap(questions).low)
 
