@@ -177,7 +177,8 @@ def _interval(runs: Sequence[Sequence[float]]) -> Interval:
     """A side's own score: Wilson's interval for one run of rights and wrongs, else the bootstrap over questions and seeds."""
     if len(runs) == 1 and set(runs[0]) <= {0.0, 1.0}:
         return wilson(int(sum(runs[0])), len(runs[0]))
-    return bootstrap(runs)
+    found = bootstrap(runs)
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))  # the spread of few seeds may reach past what a score can be
 
 
 def comparison_label(metric: str) -> str:

@@ -189,7 +189,7 @@ def _resampled_means(sides: Sequence[Floats], resamples: int, seed: int) -> list
             if seeds > 1:
                 drawn = np.take_along_axis(per_seed, stream.integers(0, seeds, size=per_seed.shape), axis=1).mean(axis=1)
                 # Seeds drawn from few spread less than seeds do: by this factor, which is 1.41 for two.
-                mean = np.clip(mean + (drawn - mean) * math.sqrt(seeds / (seeds - 1)), side.min(), side.max())
+                mean += (drawn - mean) * math.sqrt(seeds / (seeds - 1))
             means.append(mean)
     return [np.concatenate(means) for means in found]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stairstep.evaluation.comparison import Compared, Comparison, compare_family
-from stairstep.evaluation.evaluated import Evaluated, Side, read_evaluated
+from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.records import RunFolder
 from stairstep.records.resume import check_same_recipe
 from stairstep.settings import InputError, to_plain
@@ -36,6 +36,8 @@ def climb(
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         raise InputError(f"two recipes have one file name ({', '.join(names)}); a run is named by its recipe's file")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {', '.join(map(str, seeds))}: a seed stands there twice; the same run twice is no second seed")
     sides: list[Side] = []
     for path in paths:
         runs = []
@@ -44,8 +46,8 @@ def climb(
             if found is None:
                 return None
             runs.append(found)
-        sides = sides or [Side("base", [_evaluated(runs[0][0], 0)])]
-        sides.append(Side(path.stem, [_evaluated(*one) for one in runs]))
+        sides = sides or [Side("base", [read_evaluated(runs[0][0].path, 0)])]
+        sides.append(Side(path.stem, [read_evaluated(folder.path, step) for folder, step in runs]))
     pairs = list(pairwise(sides))
     if len(names) > 1:
         pairs.append((sides[0], sides[-1]))
@@ -80,10 +82,6 @@ def _trained(
     finished = train(recipe)
     told(f"{path.stem}, seed {seed}: {outcome_line(finished)}")
     return None if finished.outcome.reason == "stopped" else (folder, finished.outcome.step)
-
-
-def _evaluated(folder: RunFolder, step: int) -> Evaluated:
-    return read_evaluated(folder.path, step)
 
 
 def _plain(comparison: Comparison) -> dict[str, Any]:
