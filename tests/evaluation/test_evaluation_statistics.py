@@ -133,7 +133,7 @@ def test_two_seeds_widen_the_interval_by_what_two_seeds_say_of_all() -> None:
     assert (one.low, one.high) == pytest.approx((0.5 - 0.1 * math.sqrt(2), 0.5 + 0.1 * math.sqrt(2)))
     variance = sum(place * (value - 0.5) ** 2 for place, value in ((0.25, one.low), (0.5, one.value), (0.25, one.high)))
     assert variance == pytest.approx((0.4 - 0.6) ** 2 / 4)
-    assert bootstrap([[0.4] * 50, [0.4] * 50]) == Interval(0.4, 0.4, 0.4, 50)
+    assert bootstrap([[0.5] * 50, [0.5] * 50]) == Interval(0.5, 0.5, 0.5, 50)
 
 
 def test_the_exact_test_is_used_for_rights_and_wrongs_of_one_run_each() -> None:

@@ -19,7 +19,8 @@ from stairstep.records import RunFolder
 from stairstep.records.resume import differences
 from stairstep.settings import InputError
 
-_TRAINED = ("task", "model", "objective", "optim", "phases")
+_TRAINED = ("task", "data", "tiles", "model", "objective", "optim", "phases")
+_PLACES = re.compile(r"data\.roots.*|.*[._](path|folder)|tiles\.(store|decode_workers|prefetch_mb)")  # may differ by machine
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,11 @@ def _check_seeds(one: Path, other: Path) -> None:
         return  # evaluations outside a run say nothing of their recipe
     recipes = [RunFolder(path).recipe() for path in (one, other)]
     trained, otherwise = ({key: recipe.get(key) for key in _TRAINED} for recipe in recipes)
-    found = differences(trained, otherwise)
+    found = [differ for differ in differences(trained, otherwise) if not _PLACES.fullmatch(differ[0])]
     if found:
         key, here, there = found[0]
-        raise InputError(f"{other}: not {one} with another seed ({key}: {here!r} there, {there!r} here); a list is of one recipe's runs")
+        raise InputError(
+            f"{one} and {other} are not one recipe with two seeds ({key}: {here!r} and {there!r}); a list is of one recipe's runs"
+        )
     if recipes[0]["run"]["seed"] == recipes[1]["run"]["seed"]:
         raise InputError(f"{other}: has the seed of {one} ({recipes[0]['run']['seed']}); a list is of runs with other seeds")
