@@ -199,7 +199,11 @@ def comparison_table(compared: Compared) -> str:
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
     return "\n".join(
-        [*lines, *compared.left_out, f"p and verdict are corrected for {compared.family} comparisons (Holm); intervals are not"]
+        [
+            *lines,
+            *compared.left_out,
+            f"the verdict goes by p, corrected for {compared.family} comparisons (Holm); intervals are not corrected",
+        ]
     )
 
 
