@@ -17,9 +17,10 @@ from jobs.train import train_recipe
 from serve.reader import serving
 from serve.settings import ReaderAppSettings, TransformersSettings
 from stairstep.cluster import ray_session
-from stairstep.evaluation.comparison import compare_rows, comparison_table
+from stairstep.evaluation.comparison import compare, comparison_table
+from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.evaluation.peaks import peaks_of_run
-from stairstep.records import MetricLog, logging_setup, read_json, read_json_lines, series
+from stairstep.records import MetricLog, logging_setup, read_json, series
 from stairstep.tasks import load_recipe
 from stairstep.tasks.doctor import preflight
 from stairstep.tasks.resolve import resolve
@@ -30,12 +31,12 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 
 def story(folder: Path, last: int) -> str:
     """What the run did, in numbers that carry their intervals."""
-    before, after = (read_json_lines(folder / f"eval_step{step}.jsonl") for step in (0, last))
+    before, after = Side("base", [read_evaluated(folder, 0)]), Side(f"step {last}", [read_evaluated(folder, last)])
     losses = [value for _, value in series(MetricLog(folder / "metrics.jsonl").rows(), "validation/loss")]
     lines = [
         f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps",
         "",
-        comparison_table(compare_rows(before, after), "base", f"step {last}"),
+        comparison_table(compare(before, after)),
         "",
         *(one.line for one in peaks_of_run(folder)),
         _calls(folder),

@@ -4,8 +4,8 @@ python -m jobs.stairstep recipes/stairstep/*.yaml                               
 python -m jobs.stairstep recipes/stairstep/*.yaml --seeds 0 --set optim.steps=20    one seed, with overrides for every recipe
 
 Recipes are climbed in the order given. Started again, finished runs are kept and unfinished ones go on; so several machines may each train
-some of the seeds under one run.root, and a last call compares them all. A difference counts its seeds and its questions; one inside its
-interval is called so.
+some of the seeds under one run.root, and a last call compares them all. A difference counts its seeds and its questions, and its p-value is
+corrected for all steps and metrics of the climb.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs.common import add_no_preflight, run
 from jobs.train import train_recipe
 from stairstep.evaluation.comparison import comparison_table
 from stairstep.records import logging_setup, write_json
-from stairstep.tasks.climb import climb
+from stairstep.tasks.climb import climb, plain
 
 
 def main(arguments: list[str]) -> int:
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
         print("stopped; the same command goes on from here")
         return 1
     for step in steps:
-        print(f"\n{comparison_table(step.compared, step.before, step.after)}")
+        print(f"\n{comparison_table(step)}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, [{**step.plain(), "seeds": options.seeds} for step in steps])
+    write_json(options.out, [{**plain(step), "seeds": options.seeds} for step in steps])
     print(f"\nfigures in {options.out}")
     return 0
 

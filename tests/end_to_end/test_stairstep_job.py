@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ def test_every_step_is_compared_and_finished_runs_are_kept(job: Job, small: Any,
     ]
     figures = json.loads((tmp_path / "climb.json").read_text())
     assert [(one["before"], one["after"]) for one in figures] == [("base", "small"), ("small", "second"), ("base", "second")]
+    # One family: every metric of either step and of the whole climb, each of which is a line with its questions and seeds.
+    made = [metric for one in figures for metric in one["metrics"]]
+    assert len(made) >= 6 and {metric["metric"] for metric in made} >= {"hit@1", "qa"}
+    assert {one["family"] for one in figures} == {len(made)}
+    assert told.out.count(f"corrected for {len(made)} comparisons") == 3
+    for one, seeds in zip(figures, ([1, 2], [2, 2], [1, 2]), strict=True):
+        assert [metric["seeds"] for metric in one["metrics"]] == [seeds] * len(one["metrics"])
+    told_lines = re.findall(r"\+\d+ +-\d+ +(\d+) +(\d, \d) +[<.\d]+ +(?:no difference shown|better|worse)", told.out)
+    assert told_lines == [(str(metric["questions"]["n"]), ", ".join(map(str, metric["seeds"]))) for metric in made]
     for one in figures:
         (hit,) = [metric for metric in one["metrics"] if metric["metric"] == "hit@1"]
         assert hit["difference"][0] == pytest.approx(hit["after"][0] - hit["before"][0], abs=2e-4)
@@ -45,6 +55,9 @@ def test_a_mistake_is_told_with_its_recipe(job: Job, small: Any, climb: list[str
     told = job("stairstep", *climb, "--set", "optim.stepz=3")
     assert told.code == 2
     assert "optim.stepz" in told.err and "optim.steps" in told.err
+    told = job("stairstep", str(small.recipe), "--seeds", "3", "3")
+    assert told.code == 2
+    assert "twice" in told.err
     told = job("stairstep", str(small.recipe), str(small.recipe))
     assert told.code == 2
     assert "one file name" in told.err

@@ -8,7 +8,16 @@ import math
 import numpy as np
 import pytest
 
-from stairstep.evaluation.statistics import Interval, bootstrap, bootstraps, holm, mcnemar, paired_bootstrap, wilson
+from stairstep.evaluation.statistics import (
+    Interval,
+    bootstrap,
+    bootstraps,
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_difference,
+    wilson,
+)
 
 
 def test_wilson_known_values() -> None:
@@ -74,7 +83,7 @@ def test_several_seeds_widen_the_interval_by_what_seeds_differ() -> None:
     one = bootstrap(runs)
     assert one.n == 200
     assert one.value == pytest.approx(questions.mean())
-    seeds, noise = np.var([-0.2, 0, 0.2]) / 3, questions.var() / 200
+    seeds, noise = np.var([-0.2, 0, 0.2], ddof=1) / 3, questions.var() / 200
     assert (one.high - one.low) / 2 == pytest.approx(1.96 * math.sqrt(seeds + noise), rel=0.15)
     assert one.high - one.low > 2 * (bootstrap(questions).high - bootstrap(questions).low)
 
@@ -116,6 +125,47 @@ def test_paired_bootstrap_over_seeds_does_not_believe_one_lucky_seed() -> None:
     assert paired_bootstrap(base, lucky).p_value > 0.05
     assert paired_bootstrap(base, steady).p_value < 0.001
     assert paired_bootstrap(base, steady[:2]).seeds == (3, 2)
+
+
+def test_two_seeds_widen_the_interval_by_what_two_seeds_say_of_all() -> None:
+    """Drawn as (a, a), (a, b), (b, a) or (b, b), two seeds have half the variance that they show of their mean: (a - b)² / 4."""
+    one = bootstrap([[0.4] * 50, [0.6] * 50])
+    assert (one.low, one.high) == pytest.approx((0.5 - 0.1 * math.sqrt(2), 0.5 + 0.1 * math.sqrt(2)))
+    variance = sum(place * (value - 0.5) ** 2 for place, value in ((0.25, one.low), (0.5, one.value), (0.25, one.high)))
+    assert variance == pytest.approx((0.4 - 0.6) ** 2 / 4)
+    assert bootstrap([[0.5] * 50, [0.5] * 50]) == Interval(0.5, 0.5, 0.5, 50)
+
+
+def test_the_exact_test_is_used_for_rights_and_wrongs_of_one_run_each() -> None:
+    def flipped(up: int, down: int, n: int = 400) -> tuple[list[bool], list[bool]]:
+        return [False] * up + [True] * (n - up), [True] * (n - down) + [False] * down
+
+    for up, down in ((0, 0), (4, 0), (5, 0), (6, 0), (3, 9), (0, 7), (60, 31)):
+        found = paired_difference(*flipped(up, down))
+        n = up + down
+        exact = min(1.0, sum(2 * math.comb(n, k) for k in range(min(up, down) + 1)) / 2**n)
+        assert (found.rose, found.fell, found.n) == (up, down, 400)
+        assert found.p_value == pytest.approx(exact, rel=1e-12)
+        assert found.value == pytest.approx((up - down) / 400)
+        assert found.low <= found.value <= found.high
+    # Six of six: not certain, as its interval of one point would have it.
+    assert paired_difference([False] * 6, [True] * 6).p_value == 1 / 32
+    halves = paired_difference([0.5] * 10, [0.5] * 9 + [1.0])
+    assert (halves.rose, halves.fell, halves.p_value) == (1, 0, 1.0)
+    several = paired_difference(*([side] * 2 for side in flipped(60, 31)))
+    assert several == paired_bootstrap(*([side] * 2 for side in flipped(60, 31)))
+    assert several.p_value != paired_difference(*flipped(60, 31)).p_value
+
+
+def test_a_few_questions_are_never_more_than_as_many_coins() -> None:
+    for differing in range(1, 9):
+        first, second = [0.2] * 500, [0.2] * (500 - differing) + [0.9] * differing
+        signs = [sum(one) for one in itertools.product((-1, 1), repeat=differing)]
+        exact = sum(abs(one) >= differing for one in signs) / len(signs)
+        found = paired_bootstrap(first, second)
+        assert found.p_value >= exact
+        assert paired_bootstrap([first, first], [second, second]).p_value >= exact
+    assert paired_bootstrap([0.2] * 500, [0.2] * 100 + [0.9] * 400).p_value == pytest.approx(2 / 10_001)
 
 
 def test_mcnemar_equals_the_enumerated_coin() -> None:

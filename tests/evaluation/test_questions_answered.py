@@ -36,7 +36,7 @@ def test_below_the_coverage_floor_there_is_no_score() -> None:
     done = [{"state": "correct"}, {"state": "unanswered"}]
     score = qa_score(done, coverage_floor=0.9)
     assert score.interval is None
-    assert score.plain()["score"] is None
+    assert (score.plain()["score"], score.plain()["floor"]) == (None, 0.9)
     assert score.plain()["bounds"] == [0.5, 1.0]
     assert "no score" in qa_line(score)
 

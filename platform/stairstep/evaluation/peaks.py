@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stairstep.records import read_json
+from stairstep.records import read_json, result_paths
 
+from .evaluated import steps_evaluated
 from .statistics import Interval
 from .table import metric_label, short
 
@@ -63,10 +64,10 @@ def _score(summary: Mapping[str, Any], part: str, metric: str) -> Interval | Non
 
 def peaks_of_run(folder: Path) -> list[Peak]:
     """R@1's and the QA score's peaks of a run folder's primary question set, over the steps after 0."""
-    summaries = {}
-    for path in folder.glob("eval_step*.summary.json"):
-        step = int(path.name.removeprefix("eval_step").removesuffix(".summary.json"))
-        if step:
-            summaries[step] = read_json(path)
-    found = [peak(summaries, metric) for metric in ("hit@1", "qa")]
+    found = [peak_of_run(folder, metric) for metric in ("hit@1", "qa")]
     return [one for one in found if one is not None]
+
+
+def peak_of_run(folder: Path, metric: str) -> Peak | None:
+    """A run folder's peak over the steps after 0, on its primary question set."""
+    return peak({step: read_json(result_paths(folder, step)[1]) for step in steps_evaluated(folder) if step}, metric)

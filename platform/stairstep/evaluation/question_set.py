@@ -84,8 +84,8 @@ def qa_scores(rows: Sequence[Row], settings: EvaluationSettings) -> dict[str, QA
         "all": lambda row: True,
         "selection": lambda row: row["split"] == "selection",
         "report": lambda row: row["split"] == "report",
-        "retrieved": lambda row: _shown(row, settings.top_k_read),
-        "missed": lambda row: not _shown(row, settings.top_k_read),
+        "retrieved": lambda row: golden_shown(row, settings.top_k_read),
+        "missed": lambda row: not golden_shown(row, settings.top_k_read),
     }
     return {name: qa_score([row for row in rows if belongs(row)], settings.coverage_floor) for name, belongs in parts.items()}
 
@@ -99,7 +99,8 @@ def answer_facts(rows: Sequence[Row], top_k_read: int) -> dict[str, Any]:
     }
 
 
-def _shown(row: Row, top_k_read: int) -> bool:
+def golden_shown(row: Mapping[str, Any], top_k_read: int) -> bool:
+    """Whether a tile of a golden article is among the first that the reader was shown."""
     return any(one["article"] in row["golden_ids"] for one in row["retrieved"][:top_k_read])
 
 

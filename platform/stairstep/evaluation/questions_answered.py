@@ -36,6 +36,7 @@ class QAScore:
     coverage: float
     bounds: tuple[float, float]
     interval: Interval | None  # None below the coverage floor: then it is not a score
+    floor: float  # of coverage, as the recipe had it
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -46,6 +47,7 @@ class QAScore:
             "high": None if known is None else known.high,
             "graded": sum(self.states[state] for state in GRADED),
             "coverage": self.coverage,
+            "floor": self.floor,
             "bounds": list(self.bounds),
             "states": dict(self.states),
         }
@@ -75,7 +77,7 @@ def qa_score(rows: Sequence[Mapping[str, Any]], coverage_floor: float) -> QAScor
     coverage = graded / len(rows) if rows else 0.0
     bounds = (states["correct"] / len(rows), (states["correct"] + missing) / len(rows)) if rows else (0.0, 1.0)
     known = graded > 0 and coverage >= coverage_floor
-    return QAScore(states, coverage, bounds, wilson(states["correct"], graded) if known else None)
+    return QAScore(states, coverage, bounds, wilson(states["correct"], graded) if known else None, coverage_floor)
 
 
 def qa_line(score: QAScore) -> str:

@@ -3,13 +3,17 @@
 Everything is seeded and deterministic, needs numpy alone, and takes one value per question: two runs are always compared over the
 same questions in the same order. Several seeds of one run are the rows of a matrix [seeds, questions]; then seeds and questions are
 both resampled, because a difference that other seeds would not show is no difference.
+
+The p-value of a difference is exact McNemar's where each side is one run of rights and wrongs: a bootstrap takes four questions that all
+turned one way for more than they are (.04 of 400, exactly .125). It is the bootstrap's everywhere else, and there never below what a toss
+of a coin for each question that differs could give.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -17,6 +21,7 @@ import numpy.typing as npt
 
 RESAMPLES = 10_000
 _CELLS = 2_000_000  # numbers in one block of resamples: bounds the memory of a bootstrap, whatever the number of questions
+_ROUNDING = 1e-12  # a mean is a sum of floats in some order: what differs from zero by less is zero
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,7 +38,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Second minus first over the same questions: interval, two-sided p-value, questions, and seeds on either side."""
+    """Second minus first over the same questions: interval, two-sided p-value, questions, seeds on either side, and how many questions
+    rose and fell (by their mean over a side's seeds; of rights and wrongs: turned right, turned wrong)."""
 
     value: float
     low: float
@@ -41,6 +47,8 @@ class Difference:
     p_value: float
     n: int
     seeds: tuple[int, int]
+    rose: int
+    fell: int
 
 
 @dataclass(frozen=True)
@@ -92,20 +100,31 @@ def paired_bootstrap(
     """Bootstrap of mean(second) - mean(first) over the same questions; each side is [questions] or [seeds, questions].
 
     Both sides take the same resampled questions; seeds are drawn for each side by itself (seed 3 of one run is no partner of seed 3
-    of another). The p-value is twice the smaller share of resampled differences on either side of zero, never below 2/(resamples+1).
+    of another). The p-value is twice the smaller share of resampled differences on either side of zero, never below 2/(resamples+1) nor
+    below 2/2^d, the chance that d fair coins, one for each question that differs, all fall alike.
     """
     a, b = _matrix(first, "paired_bootstrap"), _matrix(second, "paired_bootstrap")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"paired_bootstrap: {a.shape[1]} and {b.shape[1]} questions: expected the same questions on both sides")
     means_a, means_b = _resampled_means([a, b], resamples, seed)
     differences = means_b - means_a
-    # A mean is a sum of floats in some order: what differs from zero by rounding alone is zero.
-    differences[np.abs(differences) < 1e-12] = 0.0
+    differences[np.abs(differences) < _ROUNDING] = 0.0
     low, high = _percentiles(differences, confidence)
     smaller = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    p_value = min(1.0, 2 * (smaller + 1) / (resamples + 1))
+    changes = b.mean(axis=0) - a.mean(axis=0)
+    rose, fell = int((changes > _ROUNDING).sum()), int((changes < -_ROUNDING).sum())
+    p_value = min(1.0, max(2 * (smaller + 1) / (resamples + 1), 2.0 ** (1 - rose - fell)))
     value = float(b.mean() - a.mean())
-    return Difference(value, low, high, p_value, a.shape[1], (a.shape[0], b.shape[0]))
+    return Difference(value, low, high, p_value, a.shape[1], (a.shape[0], b.shape[0]), rose, fell)
+
+
+def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> Difference:
+    """The paired bootstrap; of one run of rights and wrongs on either side with the p-value of McNemar's exact test."""
+    a, b = _matrix(first, "paired_difference"), _matrix(second, "paired_difference")
+    found = paired_bootstrap(a, b)
+    if found.seeds != (1, 1) or not np.isin([a, b], (0.0, 1.0)).all():
+        return found
+    return replace(found, p_value=mcnemar((a[0] > 0).tolist(), (b[0] > 0).tolist()).p_value)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
@@ -166,10 +185,12 @@ def _resampled_means(sides: Sequence[Floats], resamples: int, seed: int) -> list
     for counts in _question_counts(question_stream, sides[0].shape[1], resamples):
         for side, stream, means in zip(sides, seed_streams, found, strict=True):
             per_seed = counts @ side.T / side.shape[1]  # [block, seeds]
-            if side.shape[0] > 1:
-                drawn = stream.integers(0, side.shape[0], size=per_seed.shape)
-                per_seed = np.take_along_axis(per_seed, drawn, axis=1)
-            means.append(per_seed.mean(axis=1))
+            seeds, mean = side.shape[0], per_seed.mean(axis=1)
+            if seeds > 1:
+                drawn = np.take_along_axis(per_seed, stream.integers(0, seeds, size=per_seed.shape), axis=1).mean(axis=1)
+                # Seeds drawn from few spread less than seeds do: by this factor, which is 1.41 for two.
+                mean += (drawn - mean) * math.sqrt(seeds / (seeds - 1))
+            means.append(mean)
     return [np.concatenate(means) for means in found]
 
 

@@ -1,18 +1,20 @@
 """A climb from recipe to recipe: each trained with several seeds, each compared with the one before over the same questions.
 
 Whoever calls says how a recipe is trained, with Ray or without; finished runs are kept, so a climb that is asked for again only compares.
+All steps and the whole climb are one family: their p-values are corrected together. The last step of a run is compared, never a picked
+one, so all questions count. A climb asks R@1 and, where a reader answered, QA; each further metric would raise the bar for these.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stairstep.evaluation.comparison import Comparison, compare_seeds
-from stairstep.records import RunFolder, read_json_lines
+from stairstep.evaluation.comparison import Compared, Comparison, compare_family
+from stairstep.evaluation.evaluated import Side, read_evaluated
+from stairstep.records import RunFolder
 from stairstep.records.resume import check_same_recipe
 from stairstep.settings import InputError, to_plain
 
@@ -20,21 +22,7 @@ from .recipe import Recipe, load_recipe
 from .resolve import resolve, run_folder_path
 from .run import Finished, outcome_line
 
-Rows = list[dict[str, Any]]
-Side = tuple[str, list[Rows]]  # a recipe's name, and the rows of its runs
-
-
-@dataclass(frozen=True)
-class Step:
-    """Two recipes of a climb, compared."""
-
-    before: str
-    after: str
-    compared: list[Comparison]
-
-    def plain(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"before": self.before, "after": self.after, "metrics": [_plain(one) for one in self.compared]}
+METRICS = ("hit@1",)
 
 
 def climb(
@@ -43,11 +31,13 @@ def climb(
     overrides: Sequence[str],
     train: Callable[[Recipe], Finished],
     told: Callable[[str], None],
-) -> list[Step] | None:
+) -> list[Compared] | None:
     """Train what is not trained yet, then compare every step and, last, the whole climb; None if a run was asked to stop."""
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         raise InputError(f"two recipes have one file name ({', '.join(names)}); a run is named by its recipe's file")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {', '.join(map(str, seeds))}: a seed stands there twice; the same run twice is no second seed")
     sides: list[Side] = []
     for path in paths:
         runs = []
@@ -56,12 +46,24 @@ def climb(
             if found is None:
                 return None
             runs.append(found)
-        sides = sides or [("base", [_rows(runs[0][0], 0)])]
-        sides.append((path.stem, [_rows(*one) for one in runs]))
+        sides = sides or [Side("base", [read_evaluated(runs[0][0].path, 0)])]
+        sides.append(Side(path.stem, [read_evaluated(folder.path, step) for folder, step in runs]))
     pairs = list(pairwise(sides))
     if len(names) > 1:
         pairs.append((sides[0], sides[-1]))
-    return [Step(before, after, compare_seeds(first, second)) for (before, first), (after, second) in pairs]
+    return compare_family(pairs, METRICS)
+
+
+def plain(compared: Compared) -> dict[str, Any]:
+    """Two compared recipes as JSON."""
+    return {
+        "before": compared.first,
+        "after": compared.second,
+        "metrics": [_plain(one) for one in compared.comparisons],
+        "left_out": list(compared.left_out),
+        "caveat": compared.caveat,
+        "family": compared.family,
+    }
 
 
 def _trained(
@@ -82,11 +84,6 @@ def _trained(
     return None if finished.outcome.reason == "stopped" else (folder, finished.outcome.step)
 
 
-def _rows(folder: RunFolder, step: int) -> Rows:
-    """The rows of a run's primary question set at a step."""
-    return read_json_lines(folder.path / f"eval_step{step}.jsonl")
-
-
 def _plain(comparison: Comparison) -> dict[str, Any]:
     def side(one: Any) -> list[float]:
         return [round(value, 4) for value in (one.value, one.low, one.high)]
@@ -96,6 +93,8 @@ def _plain(comparison: Comparison) -> dict[str, Any]:
         "before": side(comparison.first),
         "after": side(comparison.second),
         "difference": side(comparison.difference),
+        "questions": {"n": comparison.difference.n, "rose": comparison.difference.rose, "fell": comparison.difference.fell},
+        "seeds": list(comparison.difference.seeds),
         "p_value": comparison.p_value,
         "verdict": comparison.verdict,
     }
