@@ -215,7 +215,7 @@ def unique_sizes(processes: Sequence[psutil.Process]) -> tuple[dict[str, float],
         if not words or size is None:
             continue
         # A worker bears the name of its work once it has some, and before that of the file that it runs.
-        if words[0].startswith("ray::"):
+        if words[0].startswith("ray::") and not words[0].endswith("Agent"):
             workers[f"{words[0].split('(')[0]} {one.pid}"] = size
         elif any(word.endswith("default_worker.py") for word in words):
             workers[f"starting {one.pid}"] = size
