@@ -32,7 +32,7 @@ from stairstep.tasks import load_recipe
 from stairstep.tasks.import_pages import Failure, Imported, TileSize, import_pages, summary
 from stairstep.tasks.tile_check import BadTile, find_bad_tiles, read_quarantine
 from stairstep.tiles import Archives, TileIds, TileReader, TileSettings, index_archive
-from stairstep.tiles.store import CODEC, FORMAT, LEVEL, named_shards, write_manifest, write_shard
+from stairstep.tiles.store import CODECS, FORMAT, named_shards, write_manifest, write_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -93,7 +93,7 @@ def test_the_tile_store(tmp_path: Path):
     (tmp_path / "manifest-0.json").write_text(text, encoding="utf-8")
     (shard,) = named_shards(tmp_path)
     example = read_json(EXAMPLES / "store-manifest.json")
-    assert (shard.tiles, example["tiles"], example["format"], example["codec"]) == (2, 2, FORMAT, f"{CODEC}:{LEVEL}")
+    assert (shard.tiles, example["tiles"], example["format"], example["codecs"]) == (2, 2, FORMAT, list(CODECS))
     direct = TileReader(TileSettings(max_visual_tokens=64))
     tiles = [direct.load(path) for path in sorted((EXAMPLES / "tiles").iterdir())]
     made = write_shard(tmp_path / direct.key, direct.key, ((one.id, one.pixels) for one in tiles))

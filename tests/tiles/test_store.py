@@ -57,6 +57,21 @@ def test_pixels_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert tile(1000)[0] not in store
 
 
+def test_pages_are_quick_to_unpack_and_pictures_small(tmp_path: Path) -> None:
+    """Grey marks on white go under LZ4, what would stay large under zstd; both come back bit for bit."""
+    page = torch.full((3, 64, 96), 255, dtype=torch.uint8)
+    page[:, 20:22, 10:80] = 32
+    ramp = torch.arange(96, dtype=torch.uint8).repeat(64, 1)
+    smooth = torch.stack([ramp * 2 + torch.arange(64, dtype=torch.uint8)[:, None], ramp, 255 - ramp])
+    smooth = smooth + torch.from_numpy(np.random.default_rng(0).integers(0, 4, (3, 64, 96), dtype=np.uint8))
+    tiles = [(tile_id(one.numpy().tobytes()), one) for one in (page, smooth)]
+    store = filled(tmp_path, tiles)
+    assert [batch.column("codec").to_pylist() for batch in store._tables] == [[0, 1]]
+    assert all(torch.equal(store.pixels(one), pixels) for one, pixels in tiles)
+    assert store.stored_bytes(tiles[0][0]) * 5 <= page.numel()
+    assert store.stored_bytes(tiles[1][0]) < smooth.numel()
+
+
 def test_pixels_are_writable_memory_of_their_own(tmp_path: Path) -> None:
     (one, pixels), *_ = tiles = [tile(0), tile(1)]
     store = filled(tmp_path, tiles)

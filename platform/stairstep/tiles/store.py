@@ -6,7 +6,8 @@ under a hidden name, synced and renamed, and its name is a digest of the ids in 
 A manifest is written last, each job its own, so that no writer ever replaces what another one said. Readers see only shards that a
 manifest names; whatever else lies there is a killed writer's, and the next job takes in what of it is whole.
 
-Pixels are channel-first (planar) uint8 under zstd: `bench/tiles.py` has the choice in figures.
+Pixels are channel-first uint8, red and blue less green (grey text then differs in one plane alone), under LZ4 where that takes a fifth
+of the bytes or less, else under zstd, which takes longer to unpack: `bench/tiles.py` has the choice in figures.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ from stairstep.records.files import host_name as this_host
 from stairstep.settings import DataError, StairstepError, TileError
 
 FORMAT = 1
-CODEC, LEVEL = "zstd", 3
+CODECS = ("lz4_raw", "zstd:3")  # a row has the place of its own
+_ENOUGH = 5  # LZ4 is small enough where it takes at most this part of the bytes: a fortieth of the processor's float32 values
 _ROWS_PER_BATCH = 32  # what a writer holds in memory before it writes
-_SCHEMA = pa.schema([("id", pa.binary(32)), ("height", pa.int32()), ("width", pa.int32()), ("pixels", pa.large_binary())])
+_SCHEMA = pa.schema(
+    [("id", pa.binary(32)), ("height", pa.int32()), ("width", pa.int32()), ("codec", pa.int8()), ("pixels", pa.large_binary())]
+)
 _NAME = re.compile(r"shard-[0-9a-f]{32}\.arrow")
 _log = logging.getLogger(__name__)
 
@@ -87,12 +91,16 @@ class TileStore:
         height, width = self.size(id)
         batch, row = self._row(id)
         try:
-            plain = _codec().decompress(batch.column("pixels")[row].as_buffer(), 3 * height * width)
-        except OSError as error:
+            codec = _codec(CODECS[batch.column("codec")[row].as_py()])
+            plain = codec.decompress(batch.column("pixels")[row].as_buffer(), 3 * height * width)
+        except (OSError, IndexError) as error:
             raise TileError(
                 f"{self.folder / self.key}: the pixels of tile {id} are damaged ({error}); delete this folder and run jobs.preprocess again"
             ) from error
-        found = torch.frombuffer(plain, dtype=torch.uint8).view(3, height, width)
+        planes = np.frombuffer(plain, dtype=np.uint8).reshape(3, height, width)
+        planes[0] += planes[1]
+        planes[2] += planes[1]
+        found = torch.from_numpy(planes)
         return found.pin_memory() if pinned else found
 
     def _row(self, id: str) -> tuple[pa.RecordBatch, int]:
@@ -167,7 +175,7 @@ def write_shard(folder: Path, key: str, tiles: Iterable[tuple[str, torch.Tensor]
     temporary = temporary_name(folder / "shard")
     ids: list[str] = []
     try:
-        schema = _SCHEMA.with_metadata({"key": key, "format": str(FORMAT), "codec": f"{CODEC}:{LEVEL}"})
+        schema = _SCHEMA.with_metadata({"key": key, "format": str(FORMAT), "codecs": ",".join(CODECS)})
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
             for rows in _grouped(tiles, _ROWS_PER_BATCH):
                 ids += [one for one, _ in rows]
@@ -191,7 +199,7 @@ def write_manifest(folder: Path, key: str, shards: Sequence[Shard]) -> Path:
     Manifests that say nothing more than this one, or name a shard that is gone, are removed afterwards.
     """
     named = [asdict(one) for one in sorted(shards, key=lambda one: one.file)]
-    value = {"format": FORMAT, "key": key, "codec": f"{CODEC}:{LEVEL}", "tiles": sum(one.tiles for one in shards), "shards": named}
+    value = {"format": FORMAT, "key": key, "codecs": CODECS, "tiles": sum(one.tiles for one in shards), "shards": named}
     path = folder / f"manifest-{digest_of_json(named)[:16]}.json"
     write_json(path, value)
     for other in folder.glob("manifest-*.json"):
@@ -216,13 +224,13 @@ def sweep(folder: Path) -> int:
 
 
 def _batch(rows: Sequence[tuple[str, torch.Tensor]], schema: pa.Schema) -> pa.RecordBatch:
-    codec = _codec()
-    packed = [codec.compress(pixels.numpy(), asbytes=True) for _, pixels in rows]
+    packed = [_packed(pixels.numpy()) for _, pixels in rows]
     columns = [
         pa.array([bytes.fromhex(one) for one, _ in rows], pa.binary(32)),
         pa.array(np.array([pixels.shape[1] for _, pixels in rows], dtype=np.int32)),
         pa.array(np.array([pixels.shape[2] for _, pixels in rows], dtype=np.int32)),
-        pa.array(packed, pa.large_binary()),
+        pa.array(np.array([codec for codec, _ in packed], dtype=np.int8)),
+        pa.array([data for _, data in packed], pa.large_binary()),
     ]
     return pa.record_batch(columns, schema=schema)
 
@@ -239,8 +247,20 @@ def _open(path: Path, key: str) -> list[pa.RecordBatch]:
         raise DataError(f"{path}: this shard of the tile store cannot be read ({error}); delete it and run jobs.preprocess again") from None
 
 
-def _codec() -> pa.Codec:
-    return pa.Codec(CODEC, compression_level=LEVEL)
+def _packed(pixels: np.ndarray) -> tuple[int, bytes]:
+    """The place of the codec, and the compressed pixels."""
+    planes = pixels.copy()
+    planes[0] -= planes[1]
+    planes[2] -= planes[1]
+    quick: bytes = _codec(CODECS[0]).compress(planes, asbytes=True)
+    if len(quick) * _ENOUGH <= planes.nbytes:
+        return 0, quick
+    return 1, _codec(CODECS[1]).compress(planes, asbytes=True)
+
+
+def _codec(name: str) -> pa.Codec:
+    kind, _, level = name.partition(":")
+    return pa.Codec(kind, compression_level=int(level) if level else None)
 
 
 def _grouped(tiles: Iterable[tuple[str, torch.Tensor]], size: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
