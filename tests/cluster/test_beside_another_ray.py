@@ -1,4 +1,4 @@
-"""A Ray that somebody else runs on this machine: left alone unless it is named, and there the reader's config and Serve's own commands work."""
+"""A Ray that somebody else runs on this machine: left alone unless it is named; where it is named, config and commands of Serve work."""
 
 from __future__ import annotations
 

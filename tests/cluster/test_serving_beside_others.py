@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,3 +60,16 @@ def test_what_others_deployed_stays(ray_here: None) -> None:
         assert applications() == {"another", "root"}
     finally:
         serve.shutdown()
+
+
+def test_a_port_is_not_shared(ray_here: None) -> None:
+    import ray
+
+    from serve.reader import serving
+    from stairstep.settings import InputError
+
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"port: something listens at 127\.0\.0\.1:{port}"), serving(port=port):
+            pass
+    assert not [one for one in ray.util.list_named_actors(all_namespaces=True) if "SERVE" in one["name"]], "nothing was started for it"
