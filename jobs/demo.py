@@ -33,7 +33,7 @@ def story(folder: Path, last: int) -> str:
     before, after = (read_json_lines(folder / f"eval_step{step}.jsonl") for step in (0, last))
     losses = [value for _, value in series(MetricLog(folder / "metrics.jsonl").rows(), "validation/loss")]
     lines = [
-        f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps",
+        *([f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps"] if losses else []),
         "",
         comparison_table(compare_rows(before, after), "base", f"step {last}"),
         "",
