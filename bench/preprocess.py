@@ -13,7 +13,8 @@ number is per tile. Every 0.2 s the unique set sizes are summed over the driver 
 idle ones too, and Ray Data's actors); Ray's own daemons (raylet, gcs_server, dashboard and agents) are summed apart. Unique: memory
 shared between processes, such as Ray's object store, is not in it.
 
-Needs ray and psutil. Writes bench/results/preprocess.json; exit code 1 if a tile was lost or a goal is missed.
+Needs ray and psutil. Writes bench/results/preprocess.json; exit code 1 if a tile was lost. A goal that is missed is told, and
+no more.
 """
 
 from __future__ import annotations
@@ -304,7 +305,7 @@ def main() -> int:
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, {**facts, "environment": describe_environment(devices=False)})
-    return 0 if all(goals.values()) and not failures else 1
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -32,11 +32,6 @@ def parser(purpose: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_no_preflight(made: argparse.ArgumentParser) -> None:
-    """The flag of every job that trains."""
-    made.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
-
-
 def parse(made: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
     """Arguments and the recipe that they name; flags and overrides may stand in any order."""
     options = made.parse_intermixed_args(arguments)

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from jobs.common import add_no_preflight, run
+from jobs.common import run
 from jobs.train import train_recipe
 from serve.reader import serving
 from serve.settings import ReaderAppSettings, TransformersSettings
@@ -34,7 +34,7 @@ def story(folder: Path, last: int) -> str:
     before, after = Side("base", [read_evaluated(folder, 0)]), Side(f"step {last}", [read_evaluated(folder, last)])
     losses = [value for _, value in series(MetricLog(folder / "metrics.jsonl").rows(), "validation/loss")]
     lines = [
-        f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps",
+        *([f"validation loss: {losses[0]:.3f} before training, {losses[-1]:.3f} after {last} steps"] if losses else []),
         "",
         comparison_table(compare(before, after)),
         "",
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     """Start the reader app, train the demo's recipe and compare its last step with its first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides of recipes/demo.yaml")
-    add_no_preflight(parser)
+    parser.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
     options = parser.parse_intermixed_args(arguments)
     overrides = ["run.resume=overwrite", *options.overrides]
     recipe = load_recipe(RECIPE, overrides)  # a mistake is told before anything starts

@@ -5,7 +5,8 @@ python -m jobs.serve_reader port=8300 engine.model=runs/reading/checkpoint-900
 python -m jobs.serve_reader engine.kind=vllm                                Qwen3-VL-4B-Instruct on a GPU
 python -m jobs.serve_reader host=0.0.0.0 key_env=READER_API_KEY             for other machines, with a key
 
-`--show` prints every setting. It runs on the Ray cluster that the environment names, or on a private one, and ends only what it started.
+`--show` prints every setting. It runs on the Ray cluster that RAY_ADDRESS names, else on a private one. A reader that is deployed
+there already is never replaced; it ends only what it started.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from jobs.common import add_no_preflight, run
+from jobs.common import run
 from jobs.train import train_recipe
 from stairstep.evaluation.comparison import comparison_table
 from stairstep.records import logging_setup, write_json
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="key.path=value", help="overrides for every recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/stairstep.json"), help="where the figures go as JSON")
-    add_no_preflight(parser)
+    parser.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
     options = parser.parse_args(arguments)
     logging_setup()
     train = partial(train_recipe, preflight=not options.no_preflight)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.common import add_no_preflight, parse, parser, run
+from jobs.common import parse, parser, run
 from stairstep.records import StopFlag, logging_setup
 from stairstep.settings import to_yaml
 from stairstep.tasks import Recipe
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     made = parser(__doc__ or "")
     made.add_argument("--show", action="store_true", help="print the recipe with everything that it extends, and stop")
     made.add_argument("--dry-run", action="store_true", help="print the trained parameters, and stop")
-    add_no_preflight(made)
+    made.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
     options, recipe = parse(made, arguments)
     if options.show:
         print(to_yaml(recipe), end="")

@@ -5,6 +5,7 @@ What others deployed there stays as it is: a reader that is there already is nev
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import socket
@@ -76,6 +77,7 @@ def _start(host: str, port: int, timeout_s: float) -> bool:
                 "reader of its own starts on this machine"
             )
         return False
+    _check_free(host, port)
     options = HTTPOptions(host=host, port=port, request_timeout_s=timeout_s + 10)
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=_quiet())
     return True
@@ -107,10 +109,23 @@ def _end() -> None:
 
 
 def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
+    with socket.create_server((host, 0), family=_family(host)) as probe:
         return int(probe.getsockname()[1])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse a port that something listens at: two Serves would share it, and either would get a request meant for the other."""
+    try:
+        socket.create_server((host, port), family=_family(host)).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"port: something listens at {host}:{port} on this machine already; say another, or port=0 for a free one"
+            ) from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _reachable(host: str) -> str:

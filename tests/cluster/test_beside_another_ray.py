@@ -1,4 +1,4 @@
-"""A Ray that somebody else runs on this machine: left alone unless named, and there the reader's config and Serve's own commands work."""
+"""A Ray that somebody else runs on this machine: left alone unless it is named; where it is named, config and commands of Serve work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ told(None)
 told(there)
 os.environ["RAY_ADDRESS"] = there
 told(None)
-told("local")
 """
 
 
@@ -99,11 +98,14 @@ def another(tools) -> Iterator[Cluster]:
             BIN / "ray", "start", "--head", "--block", f"--node-ip-address={here}", f"--port={port}", f"--dashboard-host={here}",
             f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--num-cpus=2", "--disable-usage-stats",
         ]  # fmt: skip
-        with (Path(folder) / "said").open("wb") as said:
-            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        current = Path(folder) / "ray" / "ray_current_cluster"
+        for _ in range(3):  # where the machine has much other work, Ray gives itself up after 30 s
+            with (Path(folder) / "said").open("wb") as said:
+                process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+            tools.wait(lambda one=process: one.poll() is not None or current.exists(), "the other Ray")
+            if process.poll() is None:
+                break
         try:
-            current = Path(folder) / "ray" / "ray_current_cluster"
-            tools.wait(lambda: process.poll() is not None or current.exists(), "the other Ray")
             assert process.poll() is None, (Path(folder) / "said").read_text()
             yield Cluster(environment, current.read_text(), f"http://{here}:{dashboard}")
         finally:
@@ -112,8 +114,8 @@ def another(tools) -> Iterator[Cluster]:
 
 def test_it_is_joined_only_where_it_is_named(another: Cluster) -> None:
     told = another.run(sys.executable, "-c", JOIN, another.address)
-    nothing, argument, variable, local = told.splitlines()
-    assert nothing == local == "True False"
+    nothing, argument, variable = told.splitlines()
+    assert nothing == "True False"
     assert argument == variable == "False True"
 
 

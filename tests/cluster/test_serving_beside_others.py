@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 def test_what_others_deployed_stays(ray_here: None) -> None:
     from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
 
     from serve.reader import serving
     from serve.settings import ReaderAppSettings, TransformersSettings
@@ -47,11 +50,14 @@ def test_what_others_deployed_stays(ray_here: None) -> None:
 
         with serving(ours, port):
             assert applications() == {"another", "reader"}
-            serve.run(Another.bind(), name="reader", route_prefix="/")  # somebody deploys over it
+            theirs = {"engine": {"cpus": 0.1}, "name": "theirs"}
+            app = {"name": "reader", "route_prefix": "/", "import_path": "serve.reader:build", "args": theirs}
+            config = ServeDeploySchema.model_validate({"applications": [app]})
+            _get_global_client().deploy_apps(config, _blocking=True)  # `serve deploy`: somebody deploys over it
         assert applications() == {"another", "reader"}
         with pytest.raises(InputError, match="is not replaced"), serving(ours, port):
             pass
-        assert httpx.get(f"http://127.0.0.1:{port}/", timeout=60, trust_env=False).text == "theirs"
+        assert httpx.get(f"{url}/models", timeout=60, trust_env=False).json()["data"][0]["id"] == "theirs"
         serve.delete("reader")
         serve.run(Another.bind(), name="root", route_prefix="/")
         with pytest.raises(UnreachableError, match="root"), serving(ours, port):
@@ -59,3 +65,16 @@ def test_what_others_deployed_stays(ray_here: None) -> None:
         assert applications() == {"another", "root"}
     finally:
         serve.shutdown()
+
+
+def test_a_port_is_not_shared(ray_here: None) -> None:
+    import ray
+
+    from serve.reader import serving
+    from stairstep.settings import InputError
+
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"port: something listens at 127\.0\.0\.1:{port}"), serving(port=port):
+            pass
+    assert not [one for one in ray.util.list_named_actors(all_namespaces=True) if "SERVE" in one["name"]], "nothing was started for it"

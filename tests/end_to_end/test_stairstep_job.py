@@ -61,3 +61,16 @@ def test_a_mistake_is_told_with_its_recipe(job: Job, small: Any, climb: list[str
     told = job("stairstep", str(small.recipe), str(small.recipe))
     assert told.code == 2
     assert "one file name" in told.err
+
+
+def test_each_run_is_checked_before_its_first_step(job: Job, small: Any, climb: list[str]) -> None:
+    wrong = ("--set", "data.train=[{path: nowhere.jsonl}]", "model.adapter.target_regex=none_such")
+    told = job("stairstep", *climb, *wrong)
+    assert told.code == 2
+    assert told.err.count("error: ") == 1 and "--no-preflight" in told.err
+    assert "✗ pairs: " in told.err and "✗ adapter: " in told.err
+    assert not small.runs.exists()
+    blind = job("stairstep", *climb, *wrong, "--no-preflight")
+    assert blind.code == 2
+    assert "nowhere.jsonl" in blind.err and "none_such" not in blind.err
+    assert (small.runs / "small-seed0").exists()  # training met it by itself

@@ -1,7 +1,7 @@
 """What can be known before hours of a GPU: every part of a recipe looked at, and what to do where one is wrong.
 
-`examine` looks at everything, the network included. `preflight` is its quick part, which `jobs.train` runs before it starts: it reads
-first rows, decodes a few tiles and touches no network.
+`examine` looks at everything, the network included. `preflight` is its quick part, which every job that trains runs before it
+starts: it reads first rows, decodes a few tiles and touches no network.
 """
 
 from __future__ import annotations
