@@ -5,8 +5,9 @@ python bench/tiles.py --tiles 40 --rounds 2     a look
 
 First every way is checked to give the same bits. Then tiles a second: one process, one core, one torch thread, all ways in turn, each
 round a share of the corpus; medians of rounds, and ratios to the peer of the same round. "bytes": uint8 pixels, which the device takes
-over; "patches": float32 patches made on the CPU, as the peer's pixel_values always are. The peer is asked tile by tile and, in the last line of the table, 16 at a time as seed 000's
-evaluation does. Files lie in the page cache, and a store is opened anew for each pass, so that none of its pages is mapped already.
+over; "patches": float32 patches made on the CPU, as the peer's pixel_values always are. The peer is asked tile by tile and, in the last
+line of the table, 16 at a time as seed 000's evaluation does. Files lie in the page cache, and a store is opened anew for each pass, so
+that none of its pages is mapped already.
 
 Then bytes a tile, in the store and otherwise, and the codecs that could pack the same pixels, in one core; "minus green": planes of red
 and blue less green. All figures are of black text, save the column "web ink", for text in (32, 33, 34). Last, how long 7,426 tiles keep
