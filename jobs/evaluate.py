@@ -12,7 +12,6 @@ ask for them again. What is filled in changes rows and summaries, and not the lo
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from jobs.common import parse, parser, run
@@ -39,11 +38,6 @@ def fill_in(folder: Path, overrides: list[str], regrade: bool) -> int:
     return 1 if any(one.still for one in mended) else 0
 
 
-def _drop_recipe(made: argparse.ArgumentParser) -> None:
-    """A run folder brings its own recipe: then every plain argument is an override."""
-    made._remove_action(next(action for action in made._actions if action.dest == "recipe"))
-
-
 def main(arguments: list[str]) -> int:
     """Evaluate and print a table a set; exit code 1 if questions were asked and there is no score of them."""
     made = parser(__doc__ or "")
@@ -54,7 +48,8 @@ def main(arguments: list[str]) -> int:
     which.add_argument("--reread", type=Path, metavar="RUN", help="fill in the answers that are missing in a run folder")
     made.add_argument("--fresh", action="store_true", help="ask reader and grader anew, whatever the ledger holds")
     if any(one.partition("=")[0] in ("--regrade", "--reread") for one in arguments):
-        _drop_recipe(made)
+        # A run folder brings its own recipe: then every plain argument is an override.
+        made._remove_action(next(action for action in made._actions if action.dest == "recipe"))
         options = made.parse_intermixed_args(arguments)
         if options.fresh:
             made.error("--fresh is of no use here: --regrade and --reread ask for what is missing, and for nothing else")
