@@ -32,9 +32,9 @@ def qa_lines(result: RetrievalResult) -> list[str]:
 
 
 def _calls_line(kind: str, calls: Mapping[str, Any]) -> str:
-    """What was asked, in how many requests where they are counted, what was found, and what it cost."""
-    requests = f" in {calls['requests']} requests" if calls["requests"] else ""
-    cost = f", cost {calls['cost']:.4f}" if calls["cost"] is not None else ""
+    """What was asked, in how many requests if not in this process, what was found, and what it cost."""
+    requests = f" in {calls['requests']} requests" if "requests" in calls else ""
+    cost = f", cost {calls['cost']:.4f}" if calls.get("cost") is not None else ""
     unknown = f", cost unknown: {calls['unpriced']}" if "unpriced" in calls else ""
     return f"      {kind}s by {calls['model']}: {calls['asked']} asked{requests}, {calls['hits']} found in the ledger{cost}{unknown}"
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from stairstep.evaluation.chat import SPENT, AskFailed, ChatClient
+from stairstep.evaluation.chat import AskFailed, ChatClient
 from stairstep.evaluation.graders import ChatGrader, ChatGraderSettings, ExactGrader, Ungraded
 from stairstep.evaluation.ledger import Entry, Ledger, Stale
 from stairstep.evaluation.question_set import RetrievalResult
@@ -273,27 +273,30 @@ class Answering:
 
     def _counts(self, ledger: Ledger | NothingKept) -> dict[str, dict[str, int]]:
         """What was found, asked and paid for until now."""
+        return {kind: {**ledger.counts(kind), **(client.spent() if client else {})} for kind, client in self._clients().items()}
+
+    def _clients(self) -> dict[str, ChatClient | None]:
+        """Who counts what is paid for answers and for grades; None where both come from this process."""
         assert self._reader is not None
-        clients = {"answer": self._reader.client, "grade": self._judge_client}
-        return {kind: {**ledger.counts(kind), **(client.spent() if client else _NOTHING)} for kind, client in clients.items()}
+        return {"answer": self._reader.client, "grade": self._judge_client}
 
     def _calls(self, before: Mapping[str, Mapping[str, int]], now: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         """What was asked, found and paid for in between, for the summary."""
         assert self._reader is not None
-        found = {}
+        found: dict[str, Any] = {}
         for kind, name in (("answer", self._reader.name), ("grade", getattr(self._settings.grader, "model", "exact"))):
-            counts = {what: count - before[kind][what] for what, count in now[kind].items()}
-            price = next((one for one in self._settings.prices if one.model == name), None)
-            cost = (
-                None if price is None else (counts["prompt_tokens"] * price.prompt + counts["completion_tokens"] * price.completion) / 1e6
-            )
-            found[kind] = {"model": name, **counts, "cost": cost}
-            if price is None and self._settings.prices and counts["requests"]:
-                found[kind]["unpriced"] = f"evaluation.prices has no {name}"
+            found[kind] = {"model": name, **{what: count - before[kind][what] for what, count in now[kind].items()}}
+            found[kind] |= _cost(found[kind], self._settings) if "requests" in found[kind] else {}
         return found
 
 
-_NOTHING = dict.fromkeys(SPENT, 0)
+def _cost(calls: Mapping[str, Any], settings: EvaluationSettings) -> dict[str, Any]:
+    """What requests cost; None without a price, and then with a word of it where the recipe has prices at all."""
+    price = next((one for one in settings.prices if one.model == calls["model"]), None)
+    if price is not None:
+        return {"cost": (calls["prompt_tokens"] * price.prompt + calls["completion_tokens"] * price.completion) / 1e6}
+    told = settings.prices and calls["requests"]
+    return {"cost": None, **({"unpriced": f"evaluation.prices has no {calls['model']}"} if told else {})}
 
 
 def _limits(settings: ChatGraderSettings) -> dict[str, int]:
