@@ -224,18 +224,18 @@ def test_the_clock_holds_for_a_connection_that_is_used_again(server):
 
 def test_a_server_that_takes_a_question_in_sips_is_given_up():
     """It takes each of them in time, and would reply in the end."""
-    size = 20_000_000
+    size, taken_in = 20_000_000, 0
     closing = threading.Event()
 
     def sip(listener: socket.socket) -> None:
+        nonlocal taken_in
         taken, _ = listener.accept()
         with taken, contextlib.suppress(OSError):
-            got = 0
-            while got < size and not closing.wait(0.05):
+            while taken_in < size and not closing.wait(0.05):
                 sipped = len(taken.recv(65_536))
                 if not sipped:
                     return
-                got += sipped
+                taken_in += sipped
             data = json.dumps(completion("too late")).encode()
             taken.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
 
@@ -248,6 +248,7 @@ def test_a_server_that_takes_a_question_in_sips_is_given_up():
         assert failure(one, "x" * size).kind == "timeout"
         closing.set()
         server.join()
+    assert 0 < taken_in < size // 2, "the rest was not sent"
 
 
 def test_what_is_paid_for_is_counted_whatever_becomes_of_it(server):
