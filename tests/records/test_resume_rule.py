@@ -1,8 +1,8 @@
 """Comparing recipes, and the folder name that a recipe without one gets."""
 
-from stairstep.records import differences
 import pytest
 
+from stairstep.records import differences
 from stairstep.records.resume import ABSENT, binding, check_same_recipe, normal
 from stairstep.settings import InputError
 
