@@ -25,8 +25,9 @@ _CLOSED_ADVICE = "change the permissions, or choose another run.root"
 
 
 def parser(purpose: str) -> argparse.ArgumentParser:
-    """A parser that takes a recipe and dotted overrides; a job adds its own flags."""
-    made = argparse.ArgumentParser(description=purpose.strip(), formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A parser that takes a recipe and dotted overrides; a job adds its own flags, which are never shortened."""
+    # Flags are written out: jobs look for some of them, and a shortened one would pass by unseen.
+    made = argparse.ArgumentParser(description=purpose.strip(), formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     made.add_argument("recipe", help="recipe file, for example recipes/tinywiki.yaml")
     made.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides, for example optim.steps=20")
     return made

@@ -5,16 +5,17 @@ python -m jobs.evaluate recipes/tinywiki.yaml --checkpoint runs/tinywiki/checkpo
 python -m jobs.evaluate recipes/tinywiki.yaml                    the adapter that model.start names, or the base
 python -m jobs.evaluate --regrade runs/tinywiki                  only the grades that are missing in a run folder, by its own recipe
 python -m jobs.evaluate --reread runs/tinywiki                   only the answers that are missing, and their grades
+
+A thought that was cut off and a judge's replies that were no grade are kept in the ledger: --reread, --regrade, --fresh or a higher limit
+ask for them again. What is filled in changes rows and summaries, and not the log of metrics.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from jobs.common import parse, parser, run
-from stairstep.evaluation.questions_answered import qa_line
-from stairstep.evaluation.table import missing_lines, result_table
+from stairstep.evaluation.table import result_table
 from stairstep.records import logging_setup
 from stairstep.settings import InputError
 from stairstep.tasks import load_recipe
@@ -31,17 +32,10 @@ def fill_in(folder: Path, overrides: list[str], regrade: bool) -> int:
     logging_setup()
     mended = mend(folder, recipe, ("grades",) if regrade else ("answers", "grades"))
     for one in mended:
-        told = [f"{one.rows}: {one.lacking - one.still} of {one.lacking} filled in", f"  {qa_line(one.score)}", *missing_lines(one.missing)]
-        print("\n".join(told))
+        print(one.lines)
     if not mended:
         print(f"{folder}: nothing is missing")
     return 1 if any(one.still for one in mended) else 0
-
-
-def _drop_recipe(made: argparse.ArgumentParser) -> None:
-    """A run folder brings its own recipe: then every plain argument is an override."""
-    for action in [one for one in made._actions if one.dest == "recipe"]:
-        made._remove_action(action)
 
 
 def main(arguments: list[str]) -> int:
@@ -53,11 +47,13 @@ def main(arguments: list[str]) -> int:
     which.add_argument("--regrade", type=Path, metavar="RUN", help="fill in the grades that are missing in a run folder")
     which.add_argument("--reread", type=Path, metavar="RUN", help="fill in the answers that are missing in a run folder")
     made.add_argument("--fresh", action="store_true", help="ask reader and grader anew, whatever the ledger holds")
-    for flag in ("--regrade", "--reread"):
-        if any(one == flag or one.startswith(f"{flag}=") for one in arguments):
-            _drop_recipe(made)
-            options = made.parse_intermixed_args(arguments)
-            return fill_in(options.regrade or options.reread, options.overrides, options.regrade is not None)
+    if any(one.partition("=")[0] in ("--regrade", "--reread") for one in arguments):
+        # A run folder brings its own recipe: then every plain argument is an override.
+        made._remove_action(next(action for action in made._actions if action.dest == "recipe"))
+        options = made.parse_intermixed_args(arguments)
+        if options.fresh:
+            made.error("--fresh is of no use here: --regrade and --reread ask for what is missing, and for nothing else")
+        return fill_in(options.regrade or options.reread, options.overrides, options.regrade is not None)
     options, recipe = parse(made, arguments)
     logging_setup()
     measured = evaluate(resolve(recipe), options.base, options.checkpoint, options.fresh)
@@ -71,7 +67,7 @@ def main(arguments: list[str]) -> int:
     print(f"\nrows and summaries: {measured.folder}")
     unscored = [result.name for result in measured.results if result.qa and result.qa["all"].interval is None]
     if unscored:
-        print(f"no QA score of {', '.join(unscored)}: the same command asks again for what is missing, and for nothing else")
+        print(f"no QA score of {', '.join(unscored)}: the same command asks again for what failed in passing, and for nothing else")
     return 1 if unscored else 0
 
 

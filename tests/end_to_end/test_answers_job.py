@@ -173,6 +173,59 @@ def test_what_was_asked_is_never_asked_again(job: Job, small: Any, monkeypatch: 
         assert requests(*unchanged) == []
 
 
+def test_failures_that_would_repeat_are_paid_for_once_until_somebody_asks_again(
+    job: Job, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader whose thought is cut off, or a judge that writes essays, and a template that is gone when the grades are asked for again."""
+    from evaluation_server import EvaluationServer, text
+
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-of-nothing")
+    thought, essay = text("<think>well, let me", finish="length"), text("Right in part, and wrong in part.")
+    problems = [one["problem"] for one in json.loads(small.files("test/*.json")[0].read_text())["questions"]]
+    (tmp_path / "rubric.txt").write_text("MY RUBRIC {question} {target} {predicted_answer}")
+
+    def misbehave(request: Request) -> Fault | None:
+        thinks = any(problem in request.prompt for problem in problems[:2])
+        return (thought if thinks else None) if request.body["model"] == READER else essay
+
+    with EvaluationServer(honest) as server:
+        server.chance = misbehave
+        recipe = [small.recipe, reader_at(server.url), judge_at(server.url), "evaluation.grader.template_file=rubric.txt"]
+
+        def asked_by(*arguments: object) -> tuple[int, int, int]:
+            """The job's exit code, and what it asked of the reader and of the judge."""
+            before = len(server.received)
+            told = job(*arguments)
+            assert "Traceback" not in told.err, told.err
+            new = server.received[before:]
+            return told.code, asked_of(new, READER), asked_of(new, JUDGE)
+
+        assert asked_by("evaluate", *recipe, "--base") == (1, 4, 2 * 3)
+        measured = small.runs / "evaluations" / "small-base"
+        rows, calls = rows_of(measured, 0), summary_of(measured, 0)["calls"]
+        assert sorted(row["state"] for row in rows) == ["unanswered"] * 2 + ["ungraded"] * 2
+        assert not any({"correct", "grade"} & row.keys() for row in rows)
+        assert [calls[kind]["requests"] for kind in ("answer", "grade")] == [4, 6]
+        assert asked_by("evaluate", *recipe, "--base") == (1, 0, 0), "an unchanged base asks nothing"
+        assert rows_of(measured, 0) == rows
+
+        assert asked_by("train", *recipe, "optim.rates.llm=0")[0] == 0
+        run = small.runs / "small"
+        (tmp_path / "rubric.txt").unlink()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        code, of_reader, of_judge = asked_by("evaluate", "--regrade", run)
+        assert (code, of_reader) == (1, 0) and of_judge >= 6
+        assert all("MY RUBRIC" in one.prompt for one in server.received if one.body["model"] == JUDGE)
+        server.chance = lambda request: None
+        code, of_reader, of_judge = asked_by("evaluate", "--regrade", run)
+        assert (code, of_reader) == (0, 0) and of_judge >= 2
+        code, of_reader, of_judge = asked_by("evaluate", "--reread", run)
+        assert code == 0 and of_reader >= 2 and of_judge >= 2
+        assert {row["state"] for step in (0, 1) for row in rows_of(run, step)} == {"correct"}
+        assert asked_by("evaluate", "--reread", run) == (0, 0, 0)
+
+
 def quoting(code: int) -> Fault:
     """An error that repeats the key it was asked with, in its message, in a header, and in other words than an error's."""
 

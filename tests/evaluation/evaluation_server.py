@@ -102,6 +102,20 @@ def drip(seconds: float) -> Fault:
     return act
 
 
+def drip_header(seconds: float) -> Fault:
+    """A header for so long, a byte at a time, and then a whole reply: alive for a socket's clock, and too late."""
+
+    def act(handler: Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not handler.owner.closing.wait(0.02):
+            handler.wfile.write(b"x")
+        data = json.dumps(completion("too late")).encode()
+        handler.wfile.write(b"\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+
+    return act
+
+
 def lost() -> Fault:
     """The connection closed without a word."""
     return lambda handler: handler.drop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import logging
@@ -20,7 +21,7 @@ from stairstep.evaluation.chat import AskFailed, ChatClient, retry_after
 from stairstep.evaluation.endpoints import EndpointSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from evaluation_server import EvaluationServer, body, completion, cut, drip, hang, lost, region, reset, status, text
+from evaluation_server import EvaluationServer, body, completion, cut, drip, drip_header, hang, lost, region, reset, status, text
 
 KEY = "sk-test-canary-0123456789"
 LOG = "stairstep.evaluation.chat"
@@ -149,6 +150,7 @@ PASSING = {
     "503": status(503, "no replica"),
     "a hang": hang(30.0),
     "drops of white space": drip(30.0),
+    "drops of a header": drip_header(30.0),
     "no word": lost(),
     "a reset": reset(),
     "half a reply": cut(),
@@ -169,7 +171,11 @@ PASSING = {
 }
 
 
-SHORT = {"a hang": 1.0, "drops of white space": 1.0}  # seconds after which a reply is given up; a busy machine needs more for the others
+SHORT = {
+    "a hang": 1.0,
+    "drops of white space": 1.0,
+    "drops of a header": 1.0,
+}  # seconds after which a reply is given up; a busy machine needs more for the others
 
 
 @pytest.mark.parametrize("name", PASSING)
@@ -195,6 +201,7 @@ def test_what_does_not_pass_is_given_up_after_bounded_attempts(server, name):
         "408": "server",
         "a hang": "timeout",
         "drops of white space": "timeout",
+        "drops of a header": "timeout",
         "no word": "lost",
         "a reset": "lost",
         "half a reply": "lost",
@@ -202,6 +209,56 @@ def test_what_does_not_pass_is_given_up_after_bounded_attempts(server, name):
         "a 401 among replies": "refused",
     }.get(name, "server" if name.startswith("50") else "malformed")
     assert error.kind == expected
+
+
+def test_the_clock_holds_for_a_connection_that_is_used_again(server):
+    """And it starts anew with every request, in any thread."""
+    one = client(server, attempts=1, timeout_s=2.0, concurrency=1)
+    ask(one)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(ask, one).result().text == "an answer"
+        server.next(drip_header(30.0))
+        assert other.submit(failure, one).result().kind == "timeout"
+    assert ask(one).text == "an answer"
+
+
+def test_a_server_that_takes_a_question_in_sips_is_given_up():
+    """It takes each of them in time, and would reply in the end."""
+    size, taken_in = 20_000_000, 0
+    closing = threading.Event()
+
+    def sip(listener: socket.socket) -> None:
+        nonlocal taken_in
+        taken, _ = listener.accept()
+        with taken, contextlib.suppress(OSError):
+            while taken_in < size and not closing.wait(0.05):
+                sipped = len(taken.recv(65_536))
+                if not sipped:
+                    return
+                taken_in += sipped
+            data = json.dumps(completion("too late")).encode()
+            taken.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = threading.Thread(target=sip, args=(listener,), daemon=True)
+        server.start()
+        one = client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", attempts=1, timeout_s=2.0)
+        assert failure(one, "x" * size).kind == "timeout"
+        closing.set()
+        server.join()
+    assert 0 < taken_in < size // 2, "the rest was not sent"
+
+
+def test_what_is_paid_for_is_counted_whatever_becomes_of_it(server):
+    one = client(server, attempts=4)
+    server.next(status(500, "down"), text(None), body(b"<html>"))
+    ask(one)
+    assert one.spent() == {"requests": 4, "prompt_tokens": 22, "completion_tokens": 6}, "null content had its usage too"
+    server.next(text(None, finish="content_filter"))
+    failure(one)
+    assert one.spent() == {"requests": 5, "prompt_tokens": 33, "completion_tokens": 9}
 
 
 def test_retry_after_is_honoured(server):
@@ -468,11 +525,24 @@ def test_a_key_is_in_no_log_and_no_message(server, caplog):
     assert all(KEY not in str(vars(record)) for record in caplog.records)
 
 
-@pytest.mark.parametrize(("key", "said"), [(KEY, "*** is refused"), ("EMPTY", "EMPTY is refused")])
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [(KEY, "*** is refused"), ("hunter-2", "*** is refused"), ("k3y", "*** is refused")]
+    + [(word, f"{word} is refused") for word in ("EMPTY", "none", "Dummy", "not-needed")],
+)
 def test_a_reply_is_kept_without_the_key_but_with_a_word_that_only_stands_for_one(server, monkeypatch, key, said):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server.next(text(f"{key} is refused"))
     assert ask(client(server)).text == said
+
+
+def test_a_short_key_is_told_for_it_changes_replies(server, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    client(server)
+    assert not caplog.records
+    monkeypatch.setenv("OPENAI_API_KEY", "k3y")
+    client(server)
+    assert "the key in OPENAI_API_KEY is short" in caplog.text and "k3y" not in caplog.text
 
 
 def test_a_key_is_not_cut_off_and_then_shown(server, monkeypatch):

@@ -28,7 +28,7 @@ from stairstep.evaluation.graders import (
     parse_grade,
 )
 from stairstep.evaluation.readers import RemoteReader, RemoteReaderSettings
-from stairstep.settings import InputError, build, from_plain, json_schema, to_plain
+from stairstep.settings import InputError, RecipeError, build, from_plain, json_schema, parse_yaml, to_plain, to_yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_server import EvaluationServer, Request, body, cut, hang, lost, region, reset, status, text
@@ -215,6 +215,7 @@ def test_a_template_of_ones_own(server, tmp_path):
         (b"\xff", "cannot be read"),
         (b"{question} {target}", r"has no \{predicted_answer\}"),
         (b"", r"has no \{question\} and no \{target\}"),
+        (b"{question} {target} {predicted_answer}" + b"x" * 100_000, "is longer than 100000 bytes"),
     ],
 )
 def test_a_template_without_its_places_is_told(server, tmp_path, content, told):
@@ -223,6 +224,32 @@ def test_a_template_without_its_places_is_told(server, tmp_path, content, told):
     with pytest.raises(InputError, match=rf"evaluation\.grader\.template_file: .*rubric\.txt.* {told}"):
         made = ChatGraderSettings(base_url=server.url, template_file="rubric.txt")
         ChatGrader(made, ChatClient(made, "grader"), tmp_path)
+
+
+def test_a_template_is_kept_as_its_text(server, tmp_path):
+    file = tmp_path / "rubric.txt"
+    file.write_bytes('Ä {question}: "{target}"\r\n  # {predicted_answer}\n\n'.encode())
+    named = ChatGraderSettings(base_url=server.url, template_file=str(file))
+    from_file = ChatGrader(named, ChatClient(named, "grader"))
+    kept = build(ChatGraderSettings, parse_yaml(to_yaml(to_plain(named.with_template())), "recipe.yaml"))
+    file.unlink()
+    assert (kept.template, kept.template_file) == ('Ä {question}: "{target}"\n  # {predicted_answer}\n\n', None)
+    assert kept.with_template() == kept
+    from_text = ChatGrader(kept, ChatClient(kept, "grader"))
+    assert from_text.key("q", "a", "g") == from_file.key("q", "a", "g")
+    assert from_text.prompt("q", "a", "g") == 'Ä q: "g"\n  # a\n\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"template": "{question} {target}"}, "there is no {predicted_answer} in it"),
+        ({"template": RUBRIC, "template_file": "rubric.txt"}, "template is given too"),
+    ],
+)
+def test_a_template_that_cannot_be_meant_is_refused(settings, told):
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        build(ChatGraderSettings, from_plain(settings, "test"))
 
 
 def test_a_key_names_all_that_a_grade_depends_on(server):

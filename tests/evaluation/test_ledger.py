@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -256,6 +256,43 @@ def test_fresh_ledgers_that_want_the_same_at_once_ask_once(tmp_path):
         found = list(pool.map(run, ledgers))
     assert [one.value["text"] for one in found] == ["new"] * 4
     assert len(asked) == 1
+
+
+# --- stale
+
+
+def failed(value: Mapping[str, Any]) -> bool:
+    return "failure" in value
+
+
+def test_a_stale_value_is_asked_for_again_once_a_key_and_replaced(tmp_path):
+    Ledger(tmp_path).once("answer", KEY, lambda: {"failure": "cut off"})
+    assert Ledger(tmp_path).once("answer", KEY, never) == Entry({"failure": "cut off"}, hit=True)
+    one = Ledger(tmp_path)
+    assert one.once("answer", KEY, lambda: {"failure": "cut off again"}, failed) == Entry({"failure": "cut off again"}, hit=False)
+    assert one.once("answer", KEY, never, failed) == Entry({"failure": "cut off again"}, hit=True)
+    assert Ledger(tmp_path).once("answer", KEY, lambda: {"text": "new"}, failed) == Entry({"text": "new"}, hit=False)
+    assert Ledger(tmp_path).once("answer", KEY, never, failed) == Entry({"text": "new"}, hit=True)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_stale_value_that_was_kept_meanwhile_does_not_displace_a_good_one(tmp_path):
+    late = Ledger(tmp_path)
+
+    def ask() -> dict[str, Any]:
+        request, _ = request_of(tmp_path, KEY, "")
+        Ledger(tmp_path)._commit(request, request.text({"failure": "cut off"}))
+        return {"text": "good"}
+
+    assert late.once("answer", KEY, ask, failed).value == {"text": "good"}
+    assert Ledger(tmp_path).once("answer", KEY, never).value == {"text": "good"}
+
+
+def test_a_failing_second_ask_leaves_the_stale_value(tmp_path):
+    Ledger(tmp_path).once("answer", KEY, lambda: {"failure": "cut off"})
+    with pytest.raises(ConnectionError):
+        Ledger(tmp_path).once("answer", KEY, fail, failed)
+    assert Ledger(tmp_path).once("answer", KEY, never).value == {"failure": "cut off"}
 
 
 # --- many at once

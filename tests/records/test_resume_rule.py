@@ -1,7 +1,10 @@
 """Comparing recipes, and the folder name that a recipe without one gets."""
 
+import pytest
+
 from stairstep.records import differences
-from stairstep.records.resume import ABSENT, binding, normal
+from stairstep.records.resume import ABSENT, binding, check_same_recipe, normal
+from stairstep.settings import InputError
 
 
 def test_differences_name_every_leaf_that_differs():
@@ -43,3 +46,9 @@ def test_plain_settings_are_compared_as_they_come_back_from_yaml():
     plain = {"a": 7e-6, "b": "off", "c": "7e-6", "d": [1.0, None, True], "e": 1e22, "f": "é: #"}
     assert normal(plain) == plain
     assert [type(value) for value in normal(plain).values()] == [type(value) for value in plain.values()]
+
+
+def test_a_long_value_does_not_fill_the_refusal(tmp_path):
+    with pytest.raises(InputError, match=r"template: 'aaa.*… there, 'bbb.*… now") as told:
+        check_same_recipe(tmp_path, {"template": "a" * 9000}, {"template": "b" * 9000})
+    assert len(str(told.value)) < 1000

@@ -21,12 +21,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .endpoints import URL_VARIABLE, Endpoint, EndpointSettings, Secret, resolve_endpoint
+from .deadline import Deadline
+from .endpoints import URL_VARIABLE, Endpoint, EndpointSettings, resolve_endpoint
 
 _log = logging.getLogger(__name__)
 
 Kind = Literal["outage", "refused", "rejected", "limited", "timeout", "lost", "server", "malformed"]
 Message = dict[str, Any]
+SPENT = ("requests", "prompt_tokens", "completion_tokens")  # what a client counts
 
 _REFUSED = (401, 402, 403, 404, 405)  # says something about key, address or model, not about this question
 _TRANSIENT = (408, 409, 425)
@@ -35,7 +37,6 @@ _REFUSALS = 3  # in a row: gateways do refuse a single request for no reason
 _MOST_BYTES = 32_000_000  # of a reply
 _REGION = re.compile(r"make your request to\s+(?:https?://)?([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)", re.IGNORECASE)
 _SHOWN = 60  # characters of a reply that cannot be understood
-_SECRET_LENGTH = 12  # shorter keys are the placeholders that servers without keys are given
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|hf)[-_][\w*-]{6,}")
 
 
@@ -143,13 +144,24 @@ class ChatClient:
         self._slots = threading.BoundedSemaphore(endpoint.concurrency)
         self._count = threading.Lock()
         self._limit_name = "max_tokens"
-        self._api, self._errors = _connect(self.endpoint, endpoint.timeout_s)
-        self.calls = 0  # requests sent, failed ones too
+        self._deadline = Deadline()
+        self._api, self._errors = _connect(self.endpoint, endpoint.timeout_s, self._deadline)
+        self._spent = dict.fromkeys(SPENT, 0)
 
     @property
     def outage(self) -> str | None:
         """Why the endpoint counts as out, or None."""
         return self._breaker.outage
+
+    @property
+    def calls(self) -> int:
+        """Requests sent, failed ones too."""
+        return self.spent()["requests"]
+
+    def spent(self) -> dict[str, int]:
+        """Requests sent so far, failed ones too, and the tokens of all replies, also of those that were of no use."""
+        with self._count:
+            return dict(self._spent)
 
     def close(self) -> None:
         """Close the connections."""
@@ -205,7 +217,8 @@ class ChatClient:
         except openai.APITimeoutError:
             raise self._timed_out() from None
         except openai.APIConnectionError as error:
-            raise self._lost(error.__cause__ or error) from None
+            cause = error.__cause__ or error
+            raise (self._timed_out() if isinstance(cause, TimeoutError) else self._lost(cause)) from None
         except openai.APIStatusError as error:
             raise self._refusal(error.status_code, error.body, error.response.headers, limit_name) from None
         except openai.OpenAIError as error:
@@ -220,15 +233,12 @@ class ChatClient:
     def _sent(self, request: Mapping[str, Any], limit: Mapping[str, int]) -> Reply:
         """One request; the reply's bytes are read here, so that the clock and the bound hold for all of them."""
         with self._count:
-            self.calls += 1
-        deadline = time.monotonic() + self.settings.timeout_s
+            self._spent["requests"] += 1
         create = self._api.chat.completions.with_streaming_response.create
         body = bytearray()
-        with create(model=self.settings.model, **request, **limit) as response:
+        with self._deadline.within(self.settings.timeout_s), create(model=self.settings.model, **request, **limit) as response:
             for piece in response.iter_bytes():
                 body += piece
-                if time.monotonic() > deadline:
-                    raise self._timed_out()
                 if len(body) > _MOST_BYTES:
                     raise _Trouble("malformed", f"the {self.who}'s reply is longer than {_MOST_BYTES} bytes")
         return self._parsed(bytes(body))
@@ -289,6 +299,7 @@ class ChatClient:
             error = tree["error"]
             said = error.get("message", error) if isinstance(error, Mapping) else error
             raise _Trouble("server", f"the {self.who} at {self.endpoint.base_url} said: {self._clean(said)}")
+        usage = self._paid(tree)
         choices = tree.get("choices") if isinstance(tree, Mapping) else None
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, Mapping) else None
@@ -302,15 +313,22 @@ class ChatClient:
         text = _text(message)
         if text is None and not (thought and finish == "length"):
             raise self._malformed(str(message.get("content")), f"no text in the reply, finish_reason {finish or 'missing'}", alive=True)
-        usage = tree.get("usage")
-        usage = usage if isinstance(usage, Mapping) else {}
         said = self._without_key(text or "")
-        return Reply(said, finish, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"), thought)
+        return Reply(said, finish, usage["prompt_tokens"], usage["completion_tokens"], thought)
+
+    def _paid(self, tree: object) -> dict[str, int]:
+        """The tokens that a reply took, counted here: they are paid for whatever is made of the reply."""
+        found = tree.get("usage") if isinstance(tree, Mapping) else None
+        usage = {side: _tokens(found, side) if isinstance(found, Mapping) else 0 for side in SPENT[1:]}
+        with self._count:
+            for side, count in usage.items():
+                self._spent[side] += count
+        return usage
 
     def _without_key(self, text: str) -> str:
-        """A reply without the key: gateways do tell their errors as replies, and replies are kept. A word such as EMPTY is no secret."""
+        """What a server said, without the key: gateways do tell their errors as replies, and replies are kept."""
         key = self.endpoint.key
-        return text if key is None or len(key.reveal()) < _SECRET_LENGTH else key.hidden_in(text)
+        return text if key is None else key.hidden_in(text)
 
     def _malformed(self, beginning: str, hint: str, alive: bool = False) -> _Trouble:
         saying = f"the {self.who} at {self.endpoint.base_url} sent {self._clean(beginning)[:_SHOWN]!r}: {hint}"
@@ -319,18 +337,19 @@ class ChatClient:
     def _clean(self, said: object) -> str:
         """What a server said, on one line, short, and without anything like a key."""
         text = " ".join(str(said).split())
-        key: Secret | None = self.endpoint.key
-        text = _KEY_LIKE.sub("***", text if key is None else key.hidden_in(text)).rstrip(". ")
+        text = _KEY_LIKE.sub("***", self._without_key(text)).rstrip(". ")
         return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _connect(endpoint: Endpoint, timeout_s: float) -> tuple[Any, tuple[type[BaseException], ...]]:
+def _connect(endpoint: Endpoint, timeout_s: float, deadline: Deadline) -> tuple[Any, tuple[type[BaseException], ...]]:
     """The protocol's client, which tries nothing again by itself, and the errors that its HTTP library lets through."""
     import openai
 
     # An endpoint without a key is asked with a word for one: openai insists.
     key = "none" if endpoint.key is None else endpoint.key.reveal()
-    http = openai.DefaultHttpxClient(trust_env=not endpoint.local)  # a proxy between this machine and itself would be in the way
+    watched = {"request": [deadline.watch]}
+    # A proxy between this machine and itself would be in the way.
+    http = openai.DefaultHttpxClient(trust_env=not endpoint.local, event_hooks=watched)
     timeout = openai.Timeout(timeout_s, connect=min(timeout_s, 10.0))
     client = openai.OpenAI(api_key=key, base_url=endpoint.base_url, max_retries=0, timeout=timeout, http_client=http)
     # Its name depends on openai's version; a piece of a body is read by it alone, and so it raises errors of its own.

@@ -21,6 +21,11 @@ OPENAI_URL = "https://api.openai.com/v1"
 URL_VARIABLE = "OPENAI_BASE_URL"
 OPENAI_KEY = "OPENAI_API_KEY"
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+_PLACEHOLDERS = frozenset(
+    {"empty", "none", "null", "dummy", "fake", "placeholder", "not-needed", "no-key", "no-key-required", "sk-no-key-required"}
+)
+"""Words that servers without keys are given for one, in small letters."""
+_SHORT = 8  # characters; no service gives keys so short
 _KEY = re.compile(r"[\x21-\x7e]+")  # what an HTTP header may carry; a library that refuses others would quote them in its error
 
 
@@ -73,8 +78,18 @@ class Secret:
         return self._value
 
     def hidden_in(self, text: str) -> str:
-        """The text with every occurrence of the value blotted out."""
-        return text.replace(self._value, "***")
+        """The text with every occurrence of the value blotted out; a word such as EMPTY is no secret, and stays."""
+        return text if self.placeholder else text.replace(self._value, "***")
+
+    @property
+    def placeholder(self) -> bool:
+        """Whether this is a word that only stands for a key."""
+        return self._value.casefold() in _PLACEHOLDERS
+
+    @property
+    def short(self) -> bool:
+        """Whether this is so short a key that its letters may well stand in an answer."""
+        return not self.placeholder and len(self._value) < _SHORT
 
     def __repr__(self) -> str:
         return "Secret(***)"
@@ -121,6 +136,11 @@ def resolve_endpoint(settings: EndpointSettings, who: str) -> Endpoint:
         )
     if key is not None and settings.key_env == OPENAI_KEY and endpoint.base_url.startswith("http://") and not endpoint.local:
         _log.warning("the key in %s is sent unencrypted to %s, the host of the %s", OPENAI_KEY, endpoint.host, who)
+    if key is not None and key.short:
+        advice = "a server without keys is given EMPTY, which is left as it is"
+        _log.warning(
+            "the key in %s is short: wherever its letters stand in a reply of the %s they become ***; %s", settings.key_env, who, advice
+        )
     return endpoint
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from stairstep.settings import InputError, setting
+from stairstep.settings import InputError, SettingError, setting
 
 from .chat import AskFailed, ChatClient, Message
 from .endpoints import EndpointSettings
@@ -50,7 +50,8 @@ AGAIN = "That cannot be read as a grade. Reply with one letter and nothing else:
 _PLACES = ("question", "target", "predicted_answer")
 _PLACE = re.compile(r"\{(" + "|".join(_PLACES) + r")\}")
 _GRADES: dict[str, Grade] = {"A": "correct", "B": "incorrect", "C": "not_attempted"}
-_EXACT_VERSION = 1  # of grading.py's rules; part of every key
+_MOST_TEMPLATE = 100_000  # bytes
+_EXACT_VERSION = 2  # of grading.py's rules; part of every key
 _MARKUP = re.compile(r"[*`\"'“”‘’]|^#+\s*", re.MULTILINE)
 _WORD = r"(?:in)?correct|not[ _-]?attempted"
 _LABEL = re.compile(
@@ -75,11 +76,28 @@ class ChatGraderSettings(EndpointSettings):
 
     kind: Literal["openai"] = setting("openai", doc="The kind of grader.")
     model: str = setting("gpt-4.1-2025-04-14", doc="The model's name at the endpoint.")
+    template: str | None = setting(
+        None, doc="The text to ask, with {question}, {target} and {predicted_answer} in it; null: template_file, or the package's rubric."
+    )
     template_file: str | None = setting(
-        None, doc="A file with the text to ask, with {question}, {target} and {predicted_answer} in it; null: the rubric of the package."
+        None, doc="A file with that text. It is read when a run starts; what the run folder keeps is the text, as `template`."
     )
     asks: int = setting(3, doc="How often a judge whose reply is no grade is asked, the first time among them.", minimum=1)
     max_new_tokens: int = setting(64, doc="Most tokens of a judge's reply; a judge that thinks needs many more.", minimum=4)
+
+    def check(self) -> None:
+        """One template, with a place for all that is graded."""
+        super().check()
+        if self.template is not None and self.template_file is not None:
+            raise SettingError("template_file", "template is given too; set one of the two to null")
+        if self.template is not None and (missing := _missing_places(self.template)):
+            raise SettingError("template", f"there is no {missing} in it; all three places are needed")
+
+    def with_template(self, base: Path | None = None) -> ChatGraderSettings:
+        """The same with the text of its template file, if it names one, in the place of the name; `base` is where a relative one starts."""
+        if self.template_file is None:
+            return self
+        return replace(self, template=read_template((base or Path()) / self.template_file), template_file=None)
 
 
 class Ungraded(Exception):
@@ -141,7 +159,7 @@ class ChatGrader:
     def __init__(self, settings: ChatGraderSettings, client: ChatClient, base: Path | None = None) -> None:
         """`base` is the folder that a relative `template_file` starts from; None: the working directory."""
         self.settings, self.client = settings, client
-        self.template = RUBRIC if settings.template_file is None else read_template((base or Path()) / settings.template_file)
+        self.template = settings.with_template(base).template or RUBRIC
         self._digest = hashlib.sha256(f"{self.template}\0{AGAIN}".encode()).hexdigest()
 
     def grade(self, question: str, answer: str, gold: str) -> Grade:
@@ -221,13 +239,20 @@ def alternatives(gold: str) -> str:
 def read_template(path: Path) -> str:
     """The text of a template file, which must have a place for all that is graded."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(_MOST_TEMPLATE + 1)
+        text = data.decode("utf-8").replace("\r\n", "\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"evaluation.grader.template_file: {path} cannot be read: {error}") from error
-    missing = [f"{{{name}}}" for name in _PLACES if f"{{{name}}}" not in text]
-    if missing:
-        raise InputError(f"evaluation.grader.template_file: {path} has no {' and no '.join(missing)} in it; all three places are needed")
+    if len(data) > _MOST_TEMPLATE:
+        raise InputError(f"evaluation.grader.template_file: {path} is longer than {_MOST_TEMPLATE} bytes; is it the text to ask a judge?")
+    if missing := _missing_places(text):
+        raise InputError(f"evaluation.grader.template_file: {path} has no {missing} in it; all three places are needed")
     return text
+
+
+def _missing_places(template: str) -> str:
+    return " and no ".join(f"{{{name}}}" for name in _PLACES if f"{{{name}}}" not in template)
 
 
 def make_grader(settings: ExactGraderSettings | ChatGraderSettings, base: Path | None = None) -> Grader:

@@ -48,6 +48,7 @@ _END = b'"\n}\n'
 _SUM_BYTES = len(_SUM) + 64 + len(_END)
 
 Identity = tuple[int, ...]
+Stale = Callable[[Mapping[str, Any]], bool]
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ class _Damaged(Exception):
 
 
 class _Request:
-    """A kind and a key, and what follows from them: the entry's place and how its bytes begin."""
+    """A kind and a key, and what follows from them: the entry's place and how its bytes begin; and which kept values will not do."""
 
-    def __init__(self, folder: Path, kind: str, key: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, kind: str, key: Mapping[str, Any], stale: Stale | None = None) -> None:
         if not _KIND.fullmatch(kind):
             raise ValueError(f"kind {kind!r}: expected a short name of small letters, digits, - and _")
         self.kind = kind
+        self.stale: Stale = stale or (lambda value: False)
         canonical = _json(_plain(key, f"key of kind {kind!r}"), sort_keys=True)
         self.digest = hashlib.sha256(b'{"key":' + canonical + b',"kind":"' + kind.encode() + b'"}').hexdigest()
         self.path = folder / kind / self.digest[:2] / f"{self.digest}.json"
@@ -119,11 +121,12 @@ class Ledger:
             advice = "give this user the right to write there, or choose another folder for the answer ledger"
             raise InputError(f"{self.folder}: the answer ledger cannot be written ({error.strerror or error}); {advice}") from None
 
-    def once(self, kind: str, key: Mapping[str, Any], ask: Callable[[], dict[str, Any]]) -> Entry:
-        """The kept value of a key, or that of `ask`, which one of all those who want it now calls; its exception passes through."""
+    def once(self, kind: str, key: Mapping[str, Any], ask: Callable[[], dict[str, Any]], stale: Stale | None = None) -> Entry:
+        """The kept value of a key, or that of `ask`, which one of all those who want it now calls; its exception passes through. A kept
+        value that `stale` is true of is asked for again, once per key, and replaced."""
         if os.getpid() != self._process:
             raise RuntimeError("a Ledger belongs to the process that made it; make another one here")
-        request = _Request(self.folder, kind, key)
+        request = _Request(self.folder, kind, key, stale)
         waited = False
         while True:
             value = self._accepted(request)
@@ -195,9 +198,10 @@ class Ledger:
     # --- the file of one entry
 
     def _accepted(self, request: _Request) -> dict[str, Any] | None:
-        """The value in a sound entry; under `fresh` not one that was there when its key was first met."""
+        """The value in a sound entry; not one that was there when its key was first met, under `fresh` or if it is stale."""
         value, identity = self._read(request)
-        if self.fresh and self._ignored.setdefault(request.digest, identity) == identity:
+        old = self.fresh or value is None or request.stale(value)
+        if old and self._ignored.setdefault(request.digest, identity) == identity:
             return None
         return value
 
@@ -249,7 +253,7 @@ class Ledger:
                 return request.value(text)
             # Somebody was first, or what lies there is damaged or to be asked afresh, or there are no links here.
             there = self._accepted(request)
-            if there is not None:
+            if there is not None and not request.stale(there):
                 return there
             os.replace(temporary, request.path)
             return request.value(text)

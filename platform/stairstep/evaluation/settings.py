@@ -83,8 +83,11 @@ class EvaluationSettings:
     )
 
     def check(self) -> None:
-        """The reader is shown what the rows list."""
+        """The reader is shown what the rows list, and a model has one price."""
         if self.reader is None and self.selection_metric == "qa":
             raise SettingError("selection_metric", "there is no QA score without a reader; name evaluation.reader, or another metric")
         if self.reader is not None and self.top_k_read > self.top_k:
             raise SettingError("top_k_read", f"{self.top_k_read} is more than evaluation.top_k ({self.top_k}); raise that, or lower this")
+        twice = next((one.model for one in self.prices if sum(other.model == one.model for other in self.prices) > 1), None)
+        if twice is not None:
+            raise SettingError("prices", f"{twice} has more than one price; leave one")

@@ -27,9 +27,16 @@ def qa_lines(result: RetrievalResult) -> list[str]:
     whole += missing_lines(result.facts["missing"])
     for kind, calls in result.facts["calls"].items():
         if calls["asked"] or calls["hits"]:
-            cost = "" if calls["cost"] is None else f", cost {calls['cost']:.4f}"
-            whole.append(f"      {kind}s by {calls['model']}: {calls['asked']} asked, {calls['hits']} found in the ledger{cost}")
+            whole.append(_calls_line(kind, calls))
     return whole
+
+
+def _calls_line(kind: str, calls: Mapping[str, Any]) -> str:
+    """What was asked, in how many requests if not in this process, what was found, and what it cost."""
+    requests = f" in {calls['requests']} requests" if "requests" in calls else ""
+    cost = f", cost {calls['cost']:.4f}" if calls.get("cost") is not None else ""
+    unknown = f", cost unknown: {calls['unpriced']}" if "unpriced" in calls else ""
+    return f"      {kind}s by {calls['model']}: {calls['asked']} asked{requests}, {calls['hits']} found in the ledger{cost}{unknown}"
 
 
 def missing_lines(missing: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,6 +17,7 @@ FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "
 how tiles came to where the other keys name them, which of them are read without being unpacked, and where their pixels are kept."""
 
 _SHOWN = 8
+_LONGEST = 200  # characters of a value that are shown; a prompt or a judge's template may have thousands
 
 
 class Absent:
@@ -53,12 +54,17 @@ def check_same_recipe(folder: Path, old: Any, new: Any) -> None:
     found = binding(differences(old, normal(new)))
     if not found:
         return
-    shown = "; ".join(f"{key}: {before!r} there, {after!r} now" for key, before, after in found[:_SHOWN])
+    shown = "; ".join(f"{key}: {_short(before)} there, {_short(after)} now" for key, before, after in found[:_SHOWN])
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     raise InputError(
         f"{folder}: the run here was begun with another recipe ({shown}{more}). A run goes on only with its own recipe: take those "
         "values back, choose another run.name, or say run.resume=overwrite to delete this run and start anew"
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

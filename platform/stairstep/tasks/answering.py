@@ -1,7 +1,9 @@
 """From retrieved rows to answered and graded ones: the recipe's reader, its grader, and the ledger that remembers both.
 
 A question fails by itself: a tile that cannot be read, a reader that gives up or a judge that says no grade each leave a named state and
-never a wrong answer. What was asked before is found in the ledger by its content and is not asked again.
+never a wrong answer. What was asked before is found in the ledger by its content and is not asked again. So is what would only fail again:
+a thought that was cut off, and a judge's replies that were no grade, are kept as the failures that they are, until somebody asks for them
+again (`again`, another limit, or `fresh`). What may pass by itself, such as an outage, is never kept.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 
 from stairstep.evaluation.chat import AskFailed, ChatClient
 from stairstep.evaluation.graders import ChatGrader, ChatGraderSettings, ExactGrader, Ungraded
-from stairstep.evaluation.ledger import Entry, Ledger
+from stairstep.evaluation.ledger import Entry, Ledger, Stale
 from stairstep.evaluation.question_set import RetrievalResult
 from stairstep.evaluation.questions_answered import Failure, with_answer, with_grade
 from stairstep.evaluation.readers import RemoteReader, RemoteReaderSettings
@@ -31,7 +33,7 @@ from stairstep.settings import TileError
 from stairstep.tiles import RESAMPLER, TileReader, TileSettings
 
 Row = dict[str, Any]
-Said = dict[str, Any]  # what the ledger keeps of an answer: text and tokens
+Said = dict[str, Any]  # what the ledger keeps of an answer or a grade, with its tokens; or a `failure` in its place
 Missing = Literal["answers", "grades"]
 
 
@@ -44,10 +46,6 @@ class Asked:
     tiles: tuple[str, ...]
 
 
-class NoAnswer(Exception):
-    """A reader's reply that is no answer, such as a thought that was cut off."""
-
-
 class NothingKept:
     """Stands where a recipe wants no ledger: everything is asked."""
 
@@ -58,7 +56,7 @@ class NothingKept:
         """Nothing is known."""
         return None
 
-    def once(self, kind: str, key: Mapping[str, Any], ask: Callable[[], Said]) -> Entry:
+    def once(self, kind: str, key: Mapping[str, Any], ask: Callable[[], Said], stale: Stale | None = None) -> Entry:
         """Ask."""
         self.asked[kind] += 1
         return Entry(ask(), hit=False)
@@ -72,7 +70,10 @@ class AnswerSource(Protocol):
     """A reader as it is asked here: many questions at once, each with its own outcome."""
 
     name: str
-    at_once: int
+
+    @property
+    def client(self) -> ChatClient | None:
+        """That counts what is paid for; None where nothing is."""
 
     def key(self, asked: Asked) -> dict[str, Any]:
         """Everything that an answer depends on."""
@@ -84,7 +85,7 @@ class AnswerSource(Protocol):
 class LocalAnswers:
     """The reader in this process, loaded at the first question that the ledger does not know; questions go through it in batches."""
 
-    at_once = 1
+    client = None  # in this process nothing is sent, and nothing paid for
 
     def __init__(self, settings: LocalReaderSettings, tiles: TileReader, limits: TileSettings, device: torch.device) -> None:
         self._settings, self._tiles, self._device = settings, tiles, device
@@ -153,10 +154,10 @@ class LocalAnswers:
 class RemoteAnswers:
     """The reader at an endpoint, asked by as many threads as the recipe allows."""
 
-    def __init__(self, settings: RemoteReaderSettings, tiles: TileReader) -> None:
+    def __init__(self, settings: RemoteReaderSettings, tiles: TileReader, again: bool) -> None:
         self.client = ChatClient(settings, "reader")
         self._reader = RemoteReader(settings, self.client, tiles)
-        self.name, self.at_once = settings.model, settings.concurrency
+        self.name, self._at_once, self._again = settings.model, settings.concurrency, again
 
     def key(self, asked: Asked) -> dict[str, Any]:
         """What the request depends on."""
@@ -164,21 +165,20 @@ class RemoteAnswers:
 
     def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
         """Each question in a thread of its own."""
-        with ThreadPoolExecutor(self.at_once, "reader") as pool:
+        with ThreadPoolExecutor(self._at_once, "reader") as pool:
             return list(pool.map(lambda one: self._answer(one, ledger), asked))
 
     def _answer(self, asked: Asked, ledger: Ledger | NothingKept) -> Entry | Failure:
         try:
-            return ledger.once("answer", self.key(asked), lambda: self._said(asked))
-        except (AskFailed, NoAnswer, TileError) as error:
+            return ledger.once("answer", self.key(asked), lambda: self._said(asked), lambda kept: self._again and "failure" in kept)
+        except (AskFailed, TileError) as error:
             return Failure(str(error))
 
     def _said(self, asked: Asked) -> Said:
         answer = self._reader.answer(asked.question, asked.paths)
-        if answer.failure is not None:
-            raise NoAnswer(answer.failure)
-        reply = answer.reply
-        return {"text": answer.text, "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens}
+        tokens = {"prompt_tokens": answer.reply.prompt_tokens, "completion_tokens": answer.reply.completion_tokens}
+        # Its limit of tokens is part of the key: asked the same way again, the thought would be cut off at the same place.
+        return {"text": answer.text, **tokens} if answer.failure is None else {"failure": answer.failure, **tokens}
 
 
 class Answering:
@@ -192,7 +192,9 @@ class Answering:
         device: torch.device,
         root: Path,
         fresh: bool = False,
+        again: bool = False,
     ) -> None:
+        """`fresh`: everything is asked, whatever the ledger holds; `again`: what it holds as a failure is."""
         self._settings = settings
         self._reader: AnswerSource | None = None
         if settings.reader is None:
@@ -200,7 +202,7 @@ class Answering:
         if isinstance(settings.reader, LocalReaderSettings):
             self._reader = LocalAnswers(settings.reader, tiles, limits, device)
         else:
-            self._reader = RemoteAnswers(settings.reader, tiles)
+            self._reader = RemoteAnswers(settings.reader, tiles, again)
         self._judge_client = ChatClient(settings.grader, "grader") if isinstance(settings.grader, ChatGraderSettings) else None
         self._grader = (
             ChatGrader(settings.grader, self._judge_client)
@@ -208,7 +210,7 @@ class Answering:
             else ExactGrader()
         )
         self._ledger_folder = Path(root, settings.ledger_folder or "ledger") if settings.ledger else None
-        self._fresh = fresh
+        self._fresh, self._again = fresh, again
         self._kept: Ledger | NothingKept | None = None
 
     def answered(self, result: RetrievalResult) -> RetrievalResult:
@@ -223,20 +225,17 @@ class Answering:
         started = time.perf_counter()
         assert self._reader is not None, "a recipe without a reader asks nothing"
         ledger = self._ledger()
-        before = {kind: ledger.counts(kind) for kind in ("answer", "grade")}
-        tokens = {kind: Counter[str]() for kind in before}
+        before = self._counts(ledger)
         done = [dict(row) for row in rows]
         unread = [place for place, row in enumerate(done) if row.get("state") in (None, "unanswered")] if "answers" in what else []
         asked = [self._asked(done[place], tiles_dir) for place in unread]
         for place, said in zip(unread, self._reader.answers(asked, ledger), strict=True):
-            _count(tokens["answer"], said)
-            done[place] = with_answer(done[place], said if isinstance(said, Failure) else said.value["text"])
+            done[place] = with_answer(done[place], _outcome(said, "text"))
         read = time.perf_counter()
         ungraded = [place for place, row in enumerate(done) if row["state"] == "ungraded"] if "grades" in what or unread else []
         for place, grade in zip(ungraded, self._grades([done[place] for place in ungraded], ledger), strict=True):
-            _count(tokens["grade"], grade)
-            done[place] = with_grade(done[place], grade if isinstance(grade, Failure) else grade.value["grade"])
-        return done, self._calls(ledger, before, tokens), {"read_s": read - started, "grade_s": time.perf_counter() - read}
+            done[place] = with_grade(done[place], _outcome(grade, "grade"))
+        return done, self._calls(before, self._counts(ledger)), {"read_s": read - started, "grade_s": time.perf_counter() - read}
 
     def _ledger(self) -> Ledger | NothingKept:
         """Made at the first question, in the process that asks."""
@@ -256,8 +255,10 @@ class Answering:
 
         def grade(row: Row) -> Entry | Failure:
             asked = row["problem"], row["predicted"], row["answer"]
+            if not row["predicted"].strip():  # nobody is asked, so the ledger has nothing to keep
+                return Entry({"grade": "not_attempted"}, hit=True)
             try:
-                return ledger.once("grade", grader.key(*asked), lambda: asdict(grader.judge(*asked)))
+                return ledger.once("grade", grader.key(*asked), lambda: _judged(grader, asked), self._stale_grade)
             except Ungraded as error:
                 return Failure(str(error))
 
@@ -265,23 +266,56 @@ class Answering:
         with ThreadPoolExecutor(self._settings.grader.concurrency, "grader") as pool:
             return list(pool.map(grade, rows))
 
-    def _calls(
-        self, ledger: Ledger | NothingKept, before: Mapping[str, Mapping[str, int]], tokens: Mapping[str, Counter[str]]
-    ) -> dict[str, Any]:
-        """What was asked, found and paid for, for the summary."""
+    def _stale_grade(self, kept: Mapping[str, Any]) -> bool:
+        """Whether a judge that said no grade is asked once more: on demand, or because it may say more or be asked more often now."""
+        assert isinstance(self._settings.grader, ChatGraderSettings)
+        return "failure" in kept and (self._again or any(kept[name] < limit for name, limit in _limits(self._settings.grader).items()))
+
+    def _counts(self, ledger: Ledger | NothingKept) -> dict[str, dict[str, int]]:
+        """What was found, asked and paid for until now."""
+        return {kind: {**ledger.counts(kind), **(client.spent() if client else {})} for kind, client in self._clients().items()}
+
+    def _clients(self) -> dict[str, ChatClient | None]:
+        """Who counts what is paid for answers and for grades; None where both come from this process."""
         assert self._reader is not None
-        found = {}
+        return {"answer": self._reader.client, "grade": self._judge_client}
+
+    def _calls(self, before: Mapping[str, Mapping[str, int]], now: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+        """What was asked, found and paid for in between, for the summary."""
+        assert self._reader is not None
+        found: dict[str, Any] = {}
         for kind, name in (("answer", self._reader.name), ("grade", getattr(self._settings.grader, "model", "exact"))):
-            counts = {what: count - before[kind][what] for what, count in ledger.counts(kind).items()}
-            spent = {side: tokens[kind][side] for side in ("prompt_tokens", "completion_tokens")}
-            price = next((one for one in self._settings.prices if one.model == name), None)
-            cost = None if price is None else (spent["prompt_tokens"] * price.prompt + spent["completion_tokens"] * price.completion) / 1e6
-            found[kind] = {"model": name, **counts, **spent, "cost": cost}
+            found[kind] = {"model": name, **{what: count - before[kind][what] for what, count in now[kind].items()}}
+            found[kind] |= _cost(found[kind], self._settings) if "requests" in found[kind] else {}
         return found
 
 
-def _count(tokens: Counter[str], one: Entry | Failure) -> None:
-    """Tokens of what was asked now; what was found costs nothing."""
-    if isinstance(one, Entry) and not one.hit:
-        for side in ("prompt_tokens", "completion_tokens"):
-            tokens[side] += int(one.value.get(side, 0))
+def _cost(calls: Mapping[str, Any], settings: EvaluationSettings) -> dict[str, Any]:
+    """What requests cost; None without a price, and then with a word of it where the recipe has prices at all."""
+    price = next((one for one in settings.prices if one.model == calls["model"]), None)
+    if price is not None:
+        return {"cost": (calls["prompt_tokens"] * price.prompt + calls["completion_tokens"] * price.completion) / 1e6}
+    told = settings.prices and calls["requests"]
+    return {"cost": None, **({"unpriced": f"evaluation.prices has no {calls['model']}"} if told else {})}
+
+
+def _limits(settings: ChatGraderSettings) -> dict[str, int]:
+    """What a judge's failure to say a grade depends on besides a grade's key."""
+    return {name: getattr(settings, name) for name in ("asks", "max_new_tokens")}
+
+
+def _judged(grader: ChatGrader, asked: tuple[str, str, str]) -> Said:
+    """A grade, or that there is none in anything that the judge said, with the limits that it was asked within."""
+    try:
+        return asdict(grader.judge(*asked))
+    except Ungraded as error:
+        if error.kind != "unreadable":
+            raise
+        return {"failure": error.reason, **_limits(grader.settings)}
+
+
+def _outcome(one: Entry | Failure, what: str) -> Any:
+    """What was said, or why there is nothing, be it kept or new."""
+    if isinstance(one, Failure):
+        return one
+    return Failure(one.value["failure"]) if "failure" in one.value else one.value[what]

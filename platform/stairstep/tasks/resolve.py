@@ -1,4 +1,5 @@
-"""From a recipe as written to a recipe as run: variables in paths, the generated world, and folders that must be whole.
+"""From a recipe as written to a recipe as run: variables in paths, the generated world, the judge's template, and folders that must be
+whole.
 
 What comes out is what the run folder keeps, so that a run can be repeated without the environment that it was started in.
 """
@@ -10,6 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from stairstep.evaluation.graders import ChatGraderSettings
 from stairstep.settings import RecipeError
 from stairstep.tiny.tinywiki import ensure_world
 
@@ -19,7 +21,8 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """The recipe with `$VARIABLES` and `{world}` in its data paths filled in; its world is generated where it is absent."""
+    """The recipe with `$VARIABLES` and `{world}` in its data paths and the text of its grader's template filled in; its world is generated
+    where it is absent."""
     data = recipe.data
     world = str(ensure_world(data.world, world_folder(recipe))) if data.world is not None else None
 
@@ -45,7 +48,10 @@ def resolve(recipe: Recipe) -> Recipe:
         replace(one, path=fill(one.path, "evaluation.sets"), tiles_dir=one.tiles_dir and fill(one.tiles_dir, "evaluation.sets"))
         for one in recipe.evaluation.sets
     )
-    return replace(recipe, data=data, evaluation=replace(recipe.evaluation, sets=sets))
+    grader = recipe.evaluation.grader
+    if isinstance(grader, ChatGraderSettings):  # a file may be gone, or elsewhere, when somebody grades again
+        grader = grader.with_template()
+    return replace(recipe, data=data, evaluation=replace(recipe.evaluation, sets=sets, grader=grader))
 
 
 def world_folder(recipe: Recipe) -> Path:
