@@ -19,7 +19,7 @@ from stairstep.settings import StairstepError
 from stairstep.tasks import Recipe, load_recipe
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_ADVICE = "make room, or choose another run.root; nothing half-written counts, and the same command goes on from the last checkpoint"
+_FULL_ADVICE = "make room, or choose another run.root (tiles.store); nothing half-written counts, and the same command goes on where it was"
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CLOSED_ADVICE = "change the permissions, or choose another run.root"
 

@@ -25,6 +25,8 @@ def main(arguments: list[str]) -> int:
     with StopFlag() as flag:
         summary = preprocess_on_ray(recipe, lambda: bool(flag))
     print("\n".join(summary.lines()), flush=True)
+    if summary.stopped:
+        return 1
     judge(summary, recipe)
     return 0
 

@@ -142,14 +142,12 @@ def test_a_killed_driver_and_two_jobs_at_once(pages: Path, tmp_path: Path) -> No
         assert f"{BAD} tiles cannot be used" in said
     made = [path.name for path in tiles.rglob("shard-*.arrow")]
     store = TileStore(tiles, tile_reader(recipe, stored=False).key)
-    rows = sum(batch.num_rows for batch in store._tables)
+    rows = sum(batch.num_rows for batch, _ in store._tables)
     assert rows == len(store), f"no tile twice in {made}"
     assert_complete(recipe)
 
 
-def test_a_full_disk_is_one_message(ray_here: None, pages: Path, tmp_path: Path) -> None:
-    recipe = recipe_over(pages, tmp_path)
-
+def test_failures_of_workers_are_told_as_what_they_were(ray_here: None) -> None:
     def no_room(path: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
@@ -161,7 +159,12 @@ def test_a_full_disk_is_one_message(ray_here: None, pages: Path, tmp_path: Path)
 
     with pytest.raises(StairstepError, match="a: told"):
         list(spread(our_own, ["a"]))
-    assert recipe.run.root
+
+    def a_defect(path: str) -> None:
+        raise RuntimeError(f"{path}: nobody thought of this")
+
+    with pytest.raises(StairstepError, match=r"on node .* with RuntimeError: a: nobody thought of this"):
+        list(spread(a_defect, ["a"]))
 
 
 def test_results_of_all_items_come_back(ray_here: None) -> None:

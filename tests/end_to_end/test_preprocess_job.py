@@ -28,7 +28,7 @@ def numbers(runs: Path, name: str) -> tuple[list[Any], list[Any]]:
     return [{key: value for key, value in line.items() if not key.startswith(("time", "data"))} for line in log], rows
 
 
-def test_the_same_numbers_with_the_store_and_without(job: Job, small: Any, in_process: None) -> None:
+def test_a_file_that_changed_is_never_taken_from_the_store(job: Job, small: Any, in_process: None) -> None:
     plain = job("train", small.recipe, "run.name=plain", "evaluation.cache=false", "evaluation.reader=null")
     assert plain.code == 0, plain.err
     made = job("preprocess", small.recipe)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
+import resource
 import shutil
+import signal
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +23,11 @@ from PIL import Image
 from stairstep.data import ArchiveSource, DataSettings, PairSource, QuestionSetSource
 from stairstep.evaluation.settings import EvaluationSettings
 from stairstep.records import RunSettings
-from stairstep.settings import DataError, RecipeError
+from stairstep.settings import DataError, InputError, RecipeError
 from stairstep.tasks import Recipe, preprocessing
 from stairstep.tasks.loading import load_tiles, tile_reader
 from stairstep.tasks.preprocessing import Filling, judge, preprocess
+from stairstep.tasks.resolve import resolve
 from stairstep.tasks.tile_check import find_bad_tiles, good_tiles, read_quarantine
 from stairstep.tiles import Archives, TileReader, TileSettings, TileStore, tile_id
 
@@ -147,6 +152,115 @@ def test_a_file_that_changes_meanwhile_is_not_kept_under_its_old_id(world: Simpl
     assert [Path(one.tile).name for one in summary.bad] == ["p5.png"]
     assert "changed" in summary.bad[0].reason
     assert tile_id((world.data / "p5.png").read_bytes()) not in store_of(world)
+    again = preprocess(world.recipe)
+    assert (again.made, again.bad) == (1, ()), "as the message says, the next job has it"
+    assert_whole(world)
+
+
+def test_a_change_that_keeps_size_and_time_is_found_when_the_file_is_read(world: SimpleNamespace) -> None:
+    path = world.data / "p5.png"
+    stat = path.stat()
+    preprocess(world.recipe, stop=lambda: True)  # ids alone
+    plain = bytearray(path.read_bytes())
+    preprocess(replace(world.recipe, tiles=replace(world.recipe.tiles, store=str(world.data.parent / "elsewhere"))))
+    plain[-5] ^= 1  # in the checksum of the last chunk, which nobody needs for the pixels
+    path.write_bytes(plain)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    first = preprocess(world.recipe)
+    assert [Path(one.tile).name for one in first.bad] == ["p5.png"]
+    second = preprocess(world.recipe)
+    assert second.bad == ()
+    assert tile_id(bytes(plain)) in store_of(world)
+
+
+def test_an_error_that_nobody_thought_of_names_its_tile(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = TileReader.load
+
+    def odd(self: TileReader, path: Path | str):
+        if Path(path).name == "n2.png":
+            raise RuntimeError("one odd tile")
+        return real(self, path)
+
+    monkeypatch.setattr(TileReader, "load", odd)
+    summary = preprocess(world.recipe)
+    assert [Path(one.tile).name for one in summary.bad] == ["n2.png"]
+    assert "RuntimeError: one odd tile" in summary.bad[0].reason
+    assert_whole(world, ("n2.png",))
+
+
+def test_two_recipes_over_one_store_keep_each_others_quarantine(world: SimpleNamespace) -> None:
+    (world.data / "p4.png").write_bytes(b"")
+    whole = preprocess(world.recipe)
+    alone = replace(world.recipe, data=replace(world.recipe.data, train=()))
+    (world.data / "tiles" / "A2_chunk_0.png").write_bytes(b"")
+    other = preprocess(alone)
+    assert other.folder == whole.folder
+    listed = read_quarantine(whole.folder / "quarantine.jsonl")
+    assert {Path(one.tile).name for one in listed} == {"p4.png", "A2_chunk_0.png"}
+    Image.fromarray(np.zeros((50, 60, 3), dtype=np.uint8)).save(world.data / "p4.png")
+    preprocess(world.recipe)
+    assert [Path(one.tile).name for one in read_quarantine(whole.folder / "quarantine.jsonl")] == ["A2_chunk_0.png"]
+
+
+def test_what_another_job_makes_meanwhile_is_not_made_again(world: SimpleNamespace) -> None:
+    (world.data / "p4.png").write_bytes(b"")  # its block has another name than planned
+    before: list[str] = []
+
+    def behind_another(work, items):
+        if isinstance(work, Filling):
+            preprocess(world.recipe)
+            before.extend(str(path.stat().st_ino) for path in world.store.rglob("shard-*.arrow"))
+        return map(work, items)
+
+    summary = preprocess(world.recipe, behind_another)
+    assert summary.made == 0
+    assert [str(path.stat().st_ino) for path in world.store.rglob("shard-*.arrow")] == before
+    assert sum(batch.num_rows for batch, _ in store_of(world)._tables) == len(store_of(world)) == 28
+
+
+def test_a_place_that_is_no_folder_is_told(world: SimpleNamespace) -> None:
+    (world.data.parent / "file").write_text("")
+    for place in ("file", "file/below"):
+        recipe = replace(world.recipe, tiles=replace(world.recipe.tiles, store=str(world.data.parent / place)))
+        with pytest.raises(InputError, match=r"tiles\.store.*found a file"):
+            preprocess(recipe)
+
+
+def test_the_place_of_a_store_is_resolved(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAST", str(world.data))
+    named = resolve(replace(world.recipe, tiles=replace(world.recipe.tiles, store="$FAST/tiles")))
+    assert named.tiles.store == f"{world.data}/tiles"
+    with pytest.raises(RecipeError, match=r"tiles\.store: 's3://bucket/tiles' is a URL"):
+        resolve(replace(world.recipe, tiles=replace(world.recipe.tiles, store="s3://bucket/tiles")))
+
+
+def _with_little_room(recipe: Recipe, most: int, told: Any) -> None:
+    """A job on a file system that takes no file of more than so many bytes."""
+    preprocessing.SHARD_TILES = 5
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        preprocess(recipe)
+    except OSError as error:
+        told.put((error.errno, error.filename))
+
+
+@pytest.mark.parametrize("most", [20_000, 1_500])
+def test_a_file_system_that_is_full_leaves_nothing_torn(world: SimpleNamespace, most: int) -> None:
+    """Full at the first or at some later write of a shard: a real one, by the limit on the size of files."""
+    context = multiprocessing.get_context("spawn")
+    told = context.SimpleQueue()
+    job = context.Process(target=_with_little_room, args=(world.recipe, most, told))
+    job.start()
+    job.join()
+    assert not told.empty(), "it ran out of room"
+    number, where = told.get()
+    assert number == errno.EFBIG
+    assert str(world.store) in str(where) or str(world.store.parent) in str(where)
+    assert not list(world.store.rglob(".*"))
+    summary = preprocess(world.recipe)
+    assert summary.made + summary.there_before == 29
+    assert_whole(world)
 
 
 def test_a_stopped_job_keeps_what_it_made_and_the_next_goes_on(world: SimpleNamespace) -> None:

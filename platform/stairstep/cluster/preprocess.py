@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
@@ -55,9 +56,7 @@ def spread(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
     try:
         for row in dataset.iter_rows():
             outcome = pickle.loads(row["outcome"])  # noqa: S301 - made by our own workers
-            if isinstance(outcome, OSError):
-                raise outcome
-            if isinstance(outcome, StairstepError):
+            if isinstance(outcome, Exception):
                 raise outcome
             yield outcome
     except RayError as error:
@@ -93,4 +92,7 @@ class _Call:
             outcome = error
         except OSError as error:
             outcome = OSError(error.errno or errno.EIO, f"{error.strerror or error} (on node {os.uname().nodename})", error.filename)
+        except Exception as error:  # noqa: BLE001 - Ray would tell it as a failure of its own, and hide what it was
+            said = f"preprocessing failed on node {os.uname().nodename} with {type(error).__name__}: {error}"
+            outcome = StairstepError(f"{said}\n{traceback.format_exc()}")
         return {"outcome": pickle.dumps(outcome)}

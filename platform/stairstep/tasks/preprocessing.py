@@ -9,9 +9,10 @@ quarantine.jsonl. Killed at any instruction, the job finds every finished block 
 from __future__ import annotations
 
 import logging
-import os
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,22 +20,24 @@ from typing import TypeVar
 from torch import Tensor
 
 from stairstep.records.files import write_atomically
-from stairstep.settings import DataError, RecipeError, StairstepError, TileError
+from stairstep.records.folders import sweep
+from stairstep.settings import DataError, InputError, RecipeError, StairstepError, TileError
 from stairstep.tiles import TEMPORAL, TileReader, index_archive
 from stairstep.tiles.identity import Stamp
-from stairstep.tiles.store import Shard, ids_of, shard_name, sweep, whole_shards, write_manifest, write_shard
+from stairstep.tiles.store import Shard, ids_of, whole_shards, write_manifest, write_shard
 
 from .loading import load_tiles, store_folder, tile_reader
 from .packed import index_folder, not_indexed, open_archives
 from .recipe import Recipe
-from .tile_check import QUARANTINE, BadTile, quarantine_lines
+from .tile_check import QUARANTINE, BadTile, quarantine_lines, read_quarantine
 
 S = TypeVar("S")
 T = TypeVar("T")
 Spread = Callable[[Callable[[S], T], Sequence[S]], Iterable[T]]  # a function over items, results in any order
 
 SHARD_TILES = 256
-_HASHED_TOGETHER = 64
+_HASHED_TOGETHER = 256
+_ASKING = 16  # threads that ask for the state of files
 _LOG_EVERY_S = 10.0
 _SHOWN = 5
 _FLOAT32_BYTES_PER_PIXEL = 3 * TEMPORAL * 4  # what the processor's `pixel_values` take for a pixel of a resized tile
@@ -62,11 +65,13 @@ class Identified:
 
 @dataclass(frozen=True)
 class Filled:
-    """What became of a block: its shard (none where no tile was good), the bad tiles, and the pixels that were made."""
+    """What became of a block: its tiles, those made now and their bytes, the bad ones, files with another id than was known, and pixels."""
 
-    shard: Shard | None
-    tiles: int
+    asked: int
+    made: int
+    bytes: int
     bad: tuple[BadTile, ...]
+    fresh: tuple[Identified, ...]
     pixels: int
 
 
@@ -112,10 +117,12 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
         raise RecipeError("no row and no question set of this recipe names a tile; add data.train or evaluation.sets")
     reader = tile_reader(recipe, archives, stored=False)
     folder, key = store_folder(recipe) / reader.key, reader.key
-    folder.mkdir(parents=True, exist_ok=True)
-    swept = sweep(folder)
-    if swept:
-        _LOG.info("removed %d half-written files of killed jobs from %s", swept, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"tiles.store: {error.filename}: expected a folder for the store, found a file; name another") from None
+    for line in sweep(folder):
+        _LOG.info("%s: %s", folder, line)
     ids, bad, stopped = identify(list(named), reader, run, stop)
     problems = [BadTile(one.path, None, named[Path(one.path)], one.problem) for one in bad]
     distinct: dict[str, Path] = {}
@@ -128,25 +135,33 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
     wanted = [Wanted(one, str(path), named[path]) for one, path in distinct.items()]
     blocks = [block for block in _blocks(wanted, there) if block]
     _LOG.info("%d tile files, %d distinct tiles, %d are in the store; %d blocks to fill", len(named), len(distinct), before, len(blocks))
-    made = pixels = size = 0
+    done = made = pixels = size = 0
     progress = _Progress("preprocessed", sum(map(len, blocks)))
     if not stopped:
-        for one in run(Filling(reader, folder), blocks):
-            size += one.shard.bytes if one.shard is not None and one.tiles else 0
-            made, pixels = made + one.tiles, pixels + one.pixels
+        for one in run(Filling(reader, folder, shards), blocks):
+            done, made, pixels, size = done + one.asked, made + one.made, pixels + one.pixels, size + one.bytes
             problems += one.bad
-            progress.tell(made + len(problems) - len(bad), len(problems))
+            reader.ids.put_all((Path(fresh.path), fresh.stamp, fresh.id) for fresh in one.fresh if fresh.stamp and fresh.id)
+            progress.tell(done, len(problems))
             stopped = stop()
             if stopped:
                 break
     shards = whole_shards(folder, key)  # with those of other jobs
-    if shards:
+    if shards or any(folder.glob("manifest-*.json")):
         write_manifest(folder, key, shards)
-    write_atomically(folder / QUARANTINE, quarantine_lines(problems))
+    _write_quarantine(folder / QUARANTINE, problems, set() if stopped else set(map(str, named)))
+    sweep(folder)
     if not stopped:
         _check_complete(folder, key, shards, distinct.keys() - {one.id for one in problems})
     took = time.perf_counter() - started
     return Summary(folder, len(named), len(distinct), before, made, size, pixels * _FLOAT32_BYTES_PER_PIXEL, tuple(problems), took, stopped)
+
+
+def _write_quarantine(path: Path, problems: Sequence[BadTile], looked_at: set[str]) -> None:
+    """List bad tiles, beside those that other jobs over the same store have listed and this one has not looked at."""
+    mine = {one.tile for one in problems}
+    others = [one for one in read_quarantine(path) if one.tile not in looked_at and one.tile not in mine]
+    write_atomically(path, quarantine_lines([*others, *problems]))
 
 
 def _index_archives(recipe: Recipe, run: Spread, stop: Callable[[], bool]) -> None:
@@ -180,26 +195,27 @@ def identify(
     found: dict[Path, str] = {}
     bad: list[Identified] = []
     unknown: list[str] = []
-    for path in paths:
+
+    def known(path: Path) -> str | TileError | None:
         try:
-            known = reader.known_id(path)
+            return reader.known_id(path)
         except TileError as error:
-            bad.append(Identified(str(path), None, None, str(error)))
-            continue
-        if known is None:
-            unknown.append(str(path))
-        else:
-            found[path] = known
+            return error
+
+    with ThreadPoolExecutor(_ASKING) as pool:  # a file server answers many questions at once
+        for path, told in zip(paths, pool.map(known, paths), strict=True):
+            if isinstance(told, TileError):
+                bad.append(Identified(str(path), None, None, str(told)))
+            elif told is None:
+                unknown.append(str(path))
+            else:
+                found[path] = told
     groups = [unknown[start : start + _HASHED_TOGETHER] for start in range(0, len(unknown), _HASHED_TOGETHER)]
     progress, done = _Progress("hashed", len(unknown)), 0
     for results in run(Hashing(reader), groups):
-        for one in results:
-            if one.id is None:
-                bad.append(one)
-                continue
-            found[Path(one.path)] = one.id
-            if one.stamp is not None:
-                reader.ids.put(Path(one.path), one.stamp, one.id)
+        bad += [one for one in results if one.id is None]
+        found.update((Path(one.path), one.id) for one in results if one.id is not None)
+        reader.ids.put_all((Path(one.path), one.stamp, one.id) for one in results if one.id is not None and one.stamp is not None)
         done += len(results)
         progress.tell(done, len(bad))
         if stop():
@@ -230,9 +246,10 @@ class Hashing:
 
     def __call__(self, paths: Sequence[str]) -> list[Identified]:
         """Each file's id, or what is wrong with it."""
-        return [self._one(path) for path in paths]
+        return [self.one(path) for path in paths]
 
-    def _one(self, path: str) -> Identified:
+    def one(self, path: str) -> Identified:
+        """A file's id, or what is wrong with it."""
         try:
             return Identified(path, *self.reader.read_id(Path(path)))
         except TileError as error:
@@ -240,32 +257,60 @@ class Hashing:
 
 
 class Filling:
-    """Makes the shard of a block: the second pass, on any machine that sees the files and the store."""
+    """Makes the shard of a block: the second pass, on any machine that sees the files and the store. `known`: the shards of the plan."""
 
-    def __init__(self, reader: TileReader, folder: Path) -> None:
+    def __init__(self, reader: TileReader, folder: Path, known: Iterable[Shard] = ()) -> None:
         self.reader, self.folder = reader.without_index(), folder
+        self._known = {one.file for one in known}
+        self._others: set[str] = set()  # what other jobs have made since the plan
 
     def __call__(self, block: Sequence[Wanted]) -> Filled:
-        """Decode, resize and write; a block that another job has finished is left as it is."""
-        there = self.folder / shard_name([one.id for one in block])
-        if there.exists():
-            return Filled(Shard(there.name, len(block), there.stat().st_size), 0, (), 0)
-        bad: list[BadTile] = []
-        self._pixels = 0
-        shard = write_shard(self.folder, self.reader.key, self._good(block, bad))
-        return Filled(shard, shard.tiles if shard is not None else 0, tuple(bad), self._pixels)
+        """Decode, resize and write what no other job has made meanwhile."""
+        self._look()
+        work = _Work(self.reader, [one for one in block if one.id not in self._others])
+        shard = write_shard(self.folder, self.reader.key, work.tiles())
+        made = 0 if shard is None else shard.tiles
+        return Filled(len(block), made, 0 if shard is None else shard.bytes, tuple(work.bad), tuple(work.fresh), work.pixels)
 
-    def _good(self, block: Sequence[Wanted], bad: list[BadTile]) -> Iterator[tuple[str, Tensor]]:
-        for one in block:
+    def _look(self) -> None:
+        """Take in the shards that have come since the plan, this job's own among them."""
+        for path in self.folder.glob("shard-*.arrow"):
+            if path.name not in self._known:
+                self._known.add(path.name)
+                try:
+                    self._others |= ids_of(self.folder, self.reader.key, [Shard(path.name, 0, 0)])
+                except DataError as error:
+                    _LOG.warning("%s; its tiles are made again", error)
+
+
+class _Work:
+    """One block on its way into a shard: what was bad, what had another id than expected, and how many pixels were made."""
+
+    def __init__(self, reader: TileReader, block: Sequence[Wanted]) -> None:
+        self.reader, self.block = reader, block
+        self.bad: list[BadTile] = []
+        self.fresh: list[Identified] = []
+        self.pixels = 0
+
+    def tiles(self) -> Iterator[tuple[str, Tensor]]:
+        """The good tiles of the block."""
+        for one in self.block:
             try:
                 tile = self.reader.load(one.path)
             except TileError as error:
-                bad.append(BadTile(one.path, one.id, one.where, str(error)))
+                self.bad.append(BadTile(one.path, one.id, one.where, str(error)))
+                continue
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 - one odd tile does not end the work on all the others; it is named
+                said = f"{one.path}: this tile cannot be decoded ({type(error).__name__}: {error})"
+                self.bad.append(BadTile(one.path, one.id, one.where, said))
                 continue
             if tile.id != one.id:
-                bad.append(BadTile(one.path, one.id, one.where, f"{one.path}: this file changed while it was preprocessed; run this again"))
+                self.bad.append(BadTile(one.path, one.id, one.where, f"{one.path}: this file was changed; run this again"))
+                self.fresh.append(Hashing(self.reader).one(one.path))
                 continue
-            self._pixels += tile.pixels.shape[1] * tile.pixels.shape[2]
+            self.pixels += tile.pixels.shape[1] * tile.pixels.shape[2]
             yield tile.id, tile.pixels
 
 
@@ -275,7 +320,7 @@ def _blocks(wanted: Sequence[Wanted], there: set[str]) -> Iterator[list[Wanted]]
     A job begins at a place of its own, so that of two jobs at once one finds the other's work done.
     """
     count = -(-len(wanted) // SHARD_TILES)
-    first = os.getpid() % count if count else 0
+    first = secrets.randbelow(count) if count else 0
     for number in (*range(first, count), *range(first)):
         yield [one for one in wanted[number * SHARD_TILES : (number + 1) * SHARD_TILES] if one.id not in there]
 
@@ -284,8 +329,8 @@ def _check_complete(folder: Path, key: str, shards: Sequence[Shard], expected: s
     lost = expected - ids_of(folder, key, shards)
     if lost:
         raise StairstepError(
-            f"{folder}: {len(lost):,} of {len(expected):,} tiles are neither in the store nor in its quarantine, for example {min(lost)}; "
-            "this should not happen. Run this again"
+            f"{folder}: {len(lost):,} of {len(expected):,} tiles are neither in the store nor in its quarantine, for example {min(lost)}. "
+            "Is this folder (tiles.store) the same on all nodes, and may all of its files be read? Then run this again"
         )
 
 

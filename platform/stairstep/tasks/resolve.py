@@ -51,7 +51,10 @@ def resolve(recipe: Recipe) -> Recipe:
     grader = recipe.evaluation.grader
     if isinstance(grader, ChatGraderSettings):  # a file may be gone, or elsewhere, when somebody grades again
         grader = grader.with_template()
-    return replace(recipe, data=data, evaluation=replace(recipe.evaluation, sets=sets, grader=grader))
+    tiles = replace(recipe.tiles, store=recipe.tiles.store and fill(recipe.tiles.store, "tiles.store"))
+    if tiles.store is not None and "://" in tiles.store:
+        raise RecipeError(f"tiles.store: '{tiles.store}' is a URL; a tile store is a folder that every node sees")
+    return replace(recipe, data=data, tiles=tiles, evaluation=replace(recipe.evaluation, sets=sets, grader=grader))
 
 
 def world_folder(recipe: Recipe) -> Path:

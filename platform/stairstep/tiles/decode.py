@@ -20,6 +20,8 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImage
 
 from stairstep.settings import TileError
 
+DECODING = 1  # to be raised when the same file gives other pixels than before, for stores that keep them
+
 _PILLOW_MODULES = r"PIL\."
 _QUIET = ("ignore", None, UserWarning, re.compile(_PILLOW_MODULES), 0)
 

@@ -12,10 +12,11 @@ import logging
 import os
 import re
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stairstep.records.files import append_line
+from stairstep.records.files import append_to, locked
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
@@ -69,14 +70,20 @@ class TileIds:
 
     def put(self, path: Path, stamp: Stamp, id: str) -> None:
         """Remember the id of a file in this state."""
-        name = os.path.abspath(path)
+        self.put_all([(path, stamp, id)])
+
+    def put_all(self, files: Iterable[tuple[Path, Stamp, str]]) -> None:
+        """Remember the ids of files in these states, the index file opened once."""
+        named = [(os.path.abspath(path), stamp, id) for path, stamp, id in files]
         with self._lock:
-            self._known[name] = (stamp, id)
-            if self.index_file is None or not self._shared:
+            self._known.update((name, (stamp, id)) for name, stamp, id in named)
+            if self.index_file is None or not self._shared or not named:
                 return
             try:
                 self.index_file.parent.mkdir(parents=True, exist_ok=True)
-                append_line(self.index_file, json.dumps({"path": name, "size": stamp.size, "mtime_ns": stamp.mtime_ns, "id": id}))
+                with locked(self.index_file) as descriptor:
+                    for name, stamp, id in named:
+                        append_to(descriptor, json.dumps({"path": name, "size": stamp.size, "mtime_ns": stamp.mtime_ns, "id": id}))
             except OSError as error:
                 self._give_up(error)
 

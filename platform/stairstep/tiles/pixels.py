@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import features
 
+from .decode import DECODING
 from .geometry import MERGE, PATCH, TEMPORAL, Geometry
 
 RESAMPLER = "torch-bicubic-antialias-uint8"
@@ -35,7 +37,7 @@ def tile_key(geometry: Geometry) -> str:
     """What the resized pixels of a given tile depend on, as a name that is safe in a file name: for stores and caches of embeddings."""
     return (
         f"p{PATCH}m{MERGE}t{TEMPORAL}-{geometry.min_pixels}-{geometry.max_pixels}"
-        f"-{RESAMPLER}-torch{torch.__version__}-pillow{version('pillow')}-jpeg{_library('libjpeg_turbo')}-webp{_library('webp')}"
+        f"-{RESAMPLER}-decode{DECODING}-{os.uname().machine}-torch{torch.__version__}-pillow{version('pillow')}-jpeg{_library('libjpeg_turbo')}-webp{_library('webp')}"
     )
 
 

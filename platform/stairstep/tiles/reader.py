@@ -6,6 +6,7 @@ a tile whose id is known, nothing is even opened; the pixels are the same in eve
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -23,6 +24,8 @@ from .pixels import resize, tile_key
 from .prefetch import Ahead
 from .settings import TileSettings
 from .store import TileStore
+
+_log = logging.getLogger(__name__)
 
 # A file may be no larger than 16-bit RGBA pixels of the largest image, uncompressed, plus room for headers and metadata.
 _BYTES_PER_PIXEL = 8
@@ -133,7 +136,11 @@ class TileReader:
         """A tile's id and its pixels in the store, if it has them."""
         if self.store is None or id is None or id not in self.store:
             return None
-        return id, self.store.pixels(id, self.pinned)
+        try:
+            return id, self.store.pixels(id, self.pinned)
+        except TileError as error:
+            _log.warning("%s; it is decoded from its file", error)
+            return None
 
     def _identify(self, path: Path, data: bytes, origin: Stamp | Member | None) -> str:
         if isinstance(origin, Member):

@@ -4,7 +4,8 @@ A store is a folder with one subfolder for each `tile_key` (geometry, resampler,
 never found by mistake. In it lie shards, Arrow IPC files of a few hundred tiles each, and manifests that name them. A shard is written
 under a hidden name, synced and renamed, and its name is a digest of the ids in it: two writers of the same tiles write the same file.
 A manifest is written last, each job its own, so that no writer ever replaces what another one said. Readers see only shards that a
-manifest names; whatever else lies there is a killed writer's, and the next job takes in what of it is whole.
+manifest names; whatever else lies there is a killed writer's, and the next job takes in what of it is whole. A tile's packed pixels have a
+checksum, which every reading compares.
 
 Pixels are channel-first uint8, red and blue less green (grey text then differs in one plane alone), under LZ4 where that takes a fifth
 of the bytes or less, else under zstd, which takes longer to unpack: `bench/tiles.py` has the choice in figures.
@@ -12,6 +13,7 @@ of the bytes or less, else under zstd, which takes longer to unpack: `bench/tile
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,25 +22,36 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from stairstep.records.files import digest_of_json, parse_temporary, process_is_alive, sync_folder, temporary_name, write_json
-from stairstep.records.files import host_name as this_host
+from stairstep.records.files import digest_of_json, sync_folder, temporary_name, write_json
 from stairstep.settings import DataError, StairstepError, TileError
 
 FORMAT = 1
 CODECS = ("lz4_raw", "zstd:3")  # a row has the place of its own
 _ENOUGH = 5  # LZ4 is small enough where it takes at most this part of the bytes: a fortieth of the processor's float32 values
-_ROWS_PER_BATCH = 32  # what a writer holds in memory before it writes
+_ROWS_PER_BATCH = 32  # compressed tiles that a writer holds in memory before it writes
+_PATIENCE = 20  # how often manifests are read again because one of them was replaced meanwhile
 _SCHEMA = pa.schema(
-    [("id", pa.binary(32)), ("height", pa.int32()), ("width", pa.int32()), ("codec", pa.int8()), ("pixels", pa.large_binary())]
+    [
+        ("id", pa.binary(32)),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("codec", pa.int8()),
+        ("check", pa.uint64()),
+        ("pixels", pa.large_binary()),
+    ]
 )
 _NAME = re.compile(r"shard-[0-9a-f]{32}\.arrow")
 _log = logging.getLogger(__name__)
+
+
+class TornError(DataError):
+    """A shard that is not whole: a disk's fault, since it was written under another name and renamed."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +65,25 @@ class Shard:
 
 class TileStore:
     """The pixels of one `tile_key` in a store folder, as its manifests name them. Safe from many threads; a copy in another process
-    opens the files anew."""
+    opens the files anew.
+
+    A shard that is gone or cannot be read is told and passed over: what it held is decoded again, with equal pixels.
+    """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = Path(folder), key
-        self._tables: list[pa.RecordBatch] = []
+        self._tables: list[tuple[pa.RecordBatch, str]] = []
         self._place: dict[bytes, tuple[int, int]] = {}
         for shard in sorted(named_shards(self.folder / key), key=lambda one: one.file):
-            for batch in _open(self.folder / key / shard.file, key):
+            try:
+                batches = _open(self.folder / key / shard.file, key)
+            except StairstepError as error:
+                _log.warning("%s; its tiles are decoded from their files", error)
+                continue
+            for batch in batches:
                 for row, one in enumerate(batch.column("id").to_pylist()):
                     self._place.setdefault(one, (len(self._tables), row))
-                self._tables.append(batch)
+                self._tables.append((batch, shard.file))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process maps the files itself."""
@@ -78,34 +99,41 @@ class TileStore:
 
     def size(self, id: str) -> tuple[int, int]:
         """Height and width of a tile's resized pixels."""
-        batch, row = self._row(id)
+        batch, row, _ = self._row(id)
         return batch.column("height")[row].as_py(), batch.column("width")[row].as_py()
 
     def stored_bytes(self, id: str) -> int:
         """How many bytes a tile takes in its shard."""
-        batch, row = self._row(id)
+        batch, row, _ = self._row(id)
         return len(batch.column("pixels")[row].as_buffer())
 
     def pixels(self, id: str, pinned: bool = False) -> torch.Tensor:
         """A tile's resized pixels, contiguous uint8 [3, h, w]; `pinned`: in memory from which a GPU fetches them by itself."""
+        batch, row, file = self._row(id)
         height, width = self.size(id)
-        batch, row = self._row(id)
+        packed = batch.column("pixels")[row].as_buffer()
         try:
-            codec = _codec(CODECS[batch.column("codec")[row].as_py()])
-            plain = codec.decompress(batch.column("pixels")[row].as_buffer(), 3 * height * width)
+            if checksum(packed) != batch.column("check")[row].as_py():
+                raise OSError("they are not what was written")
+            plain = _codec(CODECS[batch.column("codec")[row].as_py()]).decompress(packed, 3 * height * width)
         except (OSError, IndexError) as error:
             raise TileError(
-                f"{self.folder / self.key}: the pixels of tile {id} are damaged ({error}); delete this folder and run jobs.preprocess again"
+                f"{self.folder / self.key / file}: the pixels of tile {id} are damaged ({error}); delete this file, and jobs.preprocess"
+                " makes its tiles again"
             ) from error
         planes = np.frombuffer(plain, dtype=np.uint8).reshape(3, height, width)
-        planes[0] += planes[1]
-        planes[2] += planes[1]
-        found = torch.from_numpy(planes)
-        return found.pin_memory() if pinned else found
+        found = torch.empty(3, height, width, dtype=torch.uint8, pin_memory=True) if pinned else torch.from_numpy(planes)
+        out = found.numpy()
+        np.add(planes[0], planes[1], out=out[0])
+        np.add(planes[2], planes[1], out=out[2])
+        if pinned:
+            out[1] = planes[1]
+        return found
 
-    def _row(self, id: str) -> tuple[pa.RecordBatch, int]:
+    def _row(self, id: str) -> tuple[pa.RecordBatch, int, str]:
         table, row = self._place[bytes.fromhex(id)]
-        return self._tables[table], row
+        batch, file = self._tables[table]
+        return batch, row, file
 
 
 def open_store(folder: Path, key: str) -> TileStore | None:
@@ -126,19 +154,21 @@ def open_store(folder: Path, key: str) -> TileStore | None:
 
 def named_shards(folder: Path) -> set[Shard]:
     """The shards that the manifests of a key's folder name."""
-    while True:
+    for _ in range(_PATIENCE):
         manifests = list(folder.glob("manifest-*.json"))
         try:
             return set().union(*(_named_by(path) for path in manifests))
         except FileNotFoundError:
             _log.info("%s: a manifest was replaced while it was read; reading again", folder)
+    raise DataError(f"{folder}: its manifests cannot be read; if one of them is a link that leads nowhere, delete it")
 
 
 def _named_by(path: Path) -> set[Shard]:
     try:
         manifest = json.loads(path.read_bytes())
         if manifest["format"] != FORMAT:
-            raise DataError(f"{path}: this manifest has format {manifest['format']}, and this version reads {FORMAT}")
+            _log.warning("%s: this manifest has format %s, and this version reads %d: passed over", path, manifest["format"], FORMAT)
+            return set()
         shards = {Shard(**one) for one in manifest["shards"]}
         if not all(_NAME.fullmatch(one.file) for one in shards):
             raise KeyError("the name of a shard")
@@ -148,14 +178,22 @@ def _named_by(path: Path) -> set[Shard]:
 
 
 def whole_shards(folder: Path, key: str) -> list[Shard]:
-    """Every whole shard of a key's folder, named by a manifest or not: what a job need not make again. Damaged files are removed."""
+    """Every whole shard of a key's folder, named by a manifest or not: what a job need not make again. Torn ones are removed, and no other
+    file is: one that cannot be read now may be read by the next job, and one of another kind is somebody's."""
     found = []
     for path in sorted(folder.glob("shard-*.arrow")):
+        if not _NAME.fullmatch(path.name):
+            continue
         try:
-            found.append(Shard(path.name, sum(batch.num_rows for batch in _open(path, key)), path.stat().st_size))
-        except StairstepError as error:
+            ids = [one.hex() for batch in _open(path, key) for one in batch.column("id").to_pylist()]
+            if shard_name(ids) != path.name:
+                raise TornError(f"{path}: this shard does not hold the tiles that its name says")
+            found.append(Shard(path.name, len(ids), path.stat().st_size))
+        except TornError as error:
             _log.warning("%s. It is removed now, and its tiles are made again", error)
             path.unlink(missing_ok=True)
+        except StairstepError as error:
+            _log.warning("%s; it is left as it is, and its tiles are made again", error)
     return found
 
 
@@ -165,32 +203,38 @@ def ids_of(folder: Path, key: str, shards: Iterable[Shard]) -> set[str]:
 
 
 def shard_name(ids: Collection[str]) -> str:
-    """The name of the shard that holds exactly these tiles."""
-    return f"shard-{hashlib.sha256(''.join(sorted(ids)).encode()).hexdigest()[:32]}.arrow"
+    """The name of the shard that holds exactly these tiles, in this format."""
+    told = f"{FORMAT}:" + "".join(sorted(ids))
+    return f"shard-{hashlib.sha256(told.encode()).hexdigest()[:32]}.arrow"
 
 
 def write_shard(folder: Path, key: str, tiles: Iterable[tuple[str, torch.Tensor]]) -> Shard | None:
-    """Write tiles (id, uint8 [3, h, w]) as one shard, whole or not at all; None if there are none."""
+    """Write tiles (id, uint8 [3, h, w]) as one shard, whole or not at all; None if there are none. One that is there stays as it is, since
+    readers map it."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder / "shard")
     ids: list[str] = []
     try:
         schema = _SCHEMA.with_metadata({"key": key, "format": str(FORMAT), "codecs": ",".join(CODECS)})
         with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for rows in _grouped(tiles, _ROWS_PER_BATCH):
-                ids += [one for one, _ in rows]
+            for rows in _grouped(map(_packed, tiles), _ROWS_PER_BATCH):
+                ids += [row.id for row in rows]
                 writer.write_batch(_batch(rows, schema))
         if not ids:
             return None
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-            size = os.fstat(file.fileno()).st_size
         path = folder / shard_name(ids)
-        os.replace(temporary, path)
-        sync_folder(folder)
+        if not path.exists():
+            os.replace(temporary, path)
+            sync_folder(folder)
+        return Shard(path.name, len(ids), path.stat().st_size)
+    except OSError as error:
+        if error.filename is None:  # Arrow does not say which file
+            raise OSError(error.errno or errno.EIO, os.strerror(error.errno) if error.errno else str(error), str(folder)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-    return Shard(path.name, len(ids), size)
 
 
 def write_manifest(folder: Path, key: str, shards: Sequence[Shard]) -> Path:
@@ -212,50 +256,55 @@ def write_manifest(folder: Path, key: str, shards: Sequence[Shard]) -> Path:
     return path
 
 
-def sweep(folder: Path) -> int:
-    """Remove what writers of this machine that are no longer alive left half-written; how many files that were."""
-    gone = 0
-    for path in folder.glob(".shard.tmp-*"):
-        found = parse_temporary(path.name)
-        if found is not None and found.host == this_host() and not process_is_alive(found.pid):
-            path.unlink(missing_ok=True)
-            gone += 1
-    return gone
+class _Row(NamedTuple):
+    id: str
+    height: int
+    width: int
+    codec: int
+    check: int
+    pixels: bytes
 
 
-def _batch(rows: Sequence[tuple[str, torch.Tensor]], schema: pa.Schema) -> pa.RecordBatch:
-    packed = [_packed(pixels.numpy()) for _, pixels in rows]
+def _packed(tile: tuple[str, torch.Tensor]) -> _Row:
+    """A tile as its row: compressed at once, so that a writer holds no pixels of many tiles."""
+    id, pixels = tile
+    planes = pixels.numpy().copy()
+    planes[0] -= planes[1]
+    planes[2] -= planes[1]
+    codec, data = 0, _codec(CODECS[0]).compress(planes, asbytes=True)
+    if len(data) * _ENOUGH > planes.nbytes:
+        codec, data = 1, _codec(CODECS[1]).compress(planes, asbytes=True)
+    return _Row(id, planes.shape[1], planes.shape[2], codec, checksum(data), data)
+
+
+def _batch(rows: Sequence[_Row], schema: pa.Schema) -> pa.RecordBatch:
     columns = [
-        pa.array([bytes.fromhex(one) for one, _ in rows], pa.binary(32)),
-        pa.array(np.array([pixels.shape[1] for _, pixels in rows], dtype=np.int32)),
-        pa.array(np.array([pixels.shape[2] for _, pixels in rows], dtype=np.int32)),
-        pa.array(np.array([codec for codec, _ in packed], dtype=np.int8)),
-        pa.array([data for _, data in packed], pa.large_binary()),
+        pa.array([bytes.fromhex(row.id) for row in rows], pa.binary(32)),
+        *(pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names[1:]),
     ]
     return pa.record_batch(columns, schema=schema)
 
 
+def checksum(data: bytes | pa.Buffer) -> int:
+    """The sum of the 64-bit words of some bytes, and of their number: much quicker than a CRC, and no flipped bit leaves it as it was."""
+    words = len(data) // 8
+    total = int(np.frombuffer(data, dtype=np.uint64, count=words).sum(dtype=np.uint64)) if words else 0
+    rest = int.from_bytes(memoryview(data)[8 * words :], "little")
+    return (total + rest + len(data)) % 2**64
+
+
 def _open(path: Path, key: str) -> list[pa.RecordBatch]:
-    """The batches of a shard, mapped and not read; a DataError says why a file is none."""
+    """The batches of a shard, mapped and not read; a TornError where it is no whole shard, a DataError where it cannot be read now."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        named = (reader.schema.metadata or {}).get(b"key", b"").decode()
-        if not reader.schema.equals(_SCHEMA) or named != key:
-            raise DataError(f"{path}: this is no shard of the tiles {key}; delete it and run jobs.preprocess again")
+        named = {name.decode(): value.decode() for name, value in (reader.schema.metadata or {}).items()}
+        if not reader.schema.equals(_SCHEMA) or named.get("key") != key or named.get("format") != str(FORMAT):
+            raise TornError(f"{path}: this is no shard of the tiles {key} in format {FORMAT}")
         return [reader.get_batch(number) for number in range(reader.num_record_batches)]
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path}: this shard of the tile store cannot be read ({error}); delete it and run jobs.preprocess again") from None
-
-
-def _packed(pixels: np.ndarray) -> tuple[int, bytes]:
-    """The place of the codec, and the compressed pixels."""
-    planes = pixels.copy()
-    planes[0] -= planes[1]
-    planes[2] -= planes[1]
-    quick: bytes = _codec(CODECS[0]).compress(planes, asbytes=True)
-    if len(quick) * _ENOUGH <= planes.nbytes:
-        return 0, quick
-    return 1, _codec(CODECS[1]).compress(planes, asbytes=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{path}: this shard of the tile store cannot be read ({os.strerror(error.errno)})") from None
+        raise TornError(f"{path}: this shard of the tile store is torn ({error})") from None
 
 
 def _codec(name: str) -> pa.Codec:
@@ -263,10 +312,10 @@ def _codec(name: str) -> pa.Codec:
     return pa.Codec(kind, compression_level=int(level) if level else None)
 
 
-def _grouped(tiles: Iterable[tuple[str, torch.Tensor]], size: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    group: list[tuple[str, torch.Tensor]] = []
-    for tile in tiles:
-        group.append(tile)
+def _grouped(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
+    group: list[_Row] = []
+    for row in rows:
+        group.append(row)
         if len(group) == size:
             yield group
             group = []
