@@ -3,8 +3,10 @@
 python -m jobs.fetch recipes/v8r.yaml                            fetch, or go on after a kill: what is whole is not fetched again
 python -m jobs.fetch recipes/v8r.yaml --verify                   hash again what is there, and fetch what differs
 
-HF_TOKEN is read from the environment, where a repository needs one; HF_ENDPOINT names another hub. The exit code is 1 where something could
-not be fetched whole or a count is not the expected one; the files stay.
+At the end it looks for the tiles of the question sets as a training does; archives (data.archives) are indexed for that under run.root,
+each read once, which the training is then spared. HF_TOKEN is read from the environment, where a repository needs one; HF_ENDPOINT names
+another hub. The exit code is 1 where something could not be fetched whole, a count is not the expected one or a question set has no tiles;
+the files stay.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ def main(arguments: list[str]) -> int:
     made.add_argument("--verify", action="store_true", help="hash every file again, also those that were verified and have not changed")
     options, recipe = parse(made, arguments)
     from stairstep.data.fetch_report import summary
-    from stairstep.tasks.fetching import fetch_recipe
+    from stairstep.tasks.fetching import fetch_recipe, find_sets
 
     logging_setup()
-    results, sets = fetch_recipe(recipe, options.verify)
-    print("\n".join([summary(results), *sets]))
-    return 0 if all(one.whole for one in results) else 1
+    results = fetch_recipe(recipe, options.verify)
+    print(summary(results), flush=True)
+    sets = find_sets(recipe)
+    for one in sets:
+        print(one.line())
+    return 0 if all(one.whole for one in results) and all(one.right for one in sets) else 1
 
 
 if __name__ == "__main__":

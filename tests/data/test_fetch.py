@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from huggingface_hub import constants
 
 from stairstep.data import FetchSource, fetch_report, hub
 from stairstep.data import fetch as fetching
-from stairstep.data.fetch import fetch
+from stairstep.data.fetch import Fetched
 from stairstep.settings import DataError, FetchError, InputError, RecipeError, UnreachableError, build, parse_yaml
+from stairstep.tiles.tar_members import count_members
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 hub_server = importlib.import_module("hub_server")
@@ -35,22 +36,26 @@ REPO = "someone/pairs"
 SECRET = "hf_testtoken"
 
 
+def fetch(sources: list[FetchSource], base: Path, roots: Sequence[Path] = (), verify: bool = False) -> list[Fetched]:
+    """A fetch that counts tars as the job does."""
+    return fetching.fetch(sources, base, count_members, roots, verify)
+
+
 def noise(size: int, seed: str) -> bytes:
     return b"".join(hashlib.sha256(f"{seed}/{index}".encode()).digest() for index in range(size // 32 + 1))[:size]
 
 
-def tar_of(names: list[str]) -> bytes:
-    """A tar with files, a folder and a link."""
+def tar_of(names: list[str], headers: dict[str, str] | None = None) -> bytes:
+    """A tar with files and a folder."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
-        for name, kind in (("tiles", tarfile.DIRTYPE), ("tiles/link.png", tarfile.SYMTYPE)):
-            member = tarfile.TarInfo(name)
-            member.type = kind
-            archive.addfile(member)
+        folder = tarfile.TarInfo("tiles")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
         for name in names:
             data = noise(700, name)
             member = tarfile.TarInfo(name)
-            member.size = len(data)
+            member.size, member.pax_headers = len(data), headers or {}
             archive.addfile(member, io.BytesIO(data))
     return made.getvalue()
 
@@ -480,16 +485,22 @@ def test_counts_right_and_wrong(server: Any, base: Path) -> None:
     [
         ("a.json", b"{", "is not valid JSON"),
         ("a.json", b"[]", "holds no list of questions"),
-        ("a.tar", b"not a tar" * 100, "is not a whole tar archive"),
+        ("a.tar", b"not a tar" * 100, "this is no tar archive"),
+        ("a.tar", tar_of(["a.png", "../a.png"]), "'..' in its name could lead out of the folder"),
+        ("a.tar", tar_of(["a.png"])[:1300], "behind the end of the archive"),
+        ("a.tar", tar_of(["a.png"], {"GNU.sparse.map": "a,b"}), "a.tar: the header at byte 512 is damaged"),
+        ("a.tar", tar_of(["a.png"], {"GNU.sparse.size": "x"}), "a.tar: the header at byte 512 is damaged"),
+        ("a.tar", tar_of(["a.png"], {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}), "a.tar: the header at byte 512 is damaged"),
         ("b.tar", None, "is not there"),
     ],
 )
 def test_what_cannot_be_counted_says_so(tmp_path: Path, name: str, data: bytes | None, message: str) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    [count] = fetch_report.count_expected(FetchSource(repo=REPO, expect={name: 1}), tmp_path, [name])
+    [count] = fetch_report.count_expected(FetchSource(repo=REPO, expect={name: 1}), tmp_path, [name], count_members)
     assert not count.right
-    assert message in count.line()
+    assert count.line().startswith(f"✗ {name}: expected 1 ")
+    assert message in count.problem
 
 
 def test_progress_is_told(server: Any, base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

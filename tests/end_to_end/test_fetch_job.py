@@ -71,14 +71,16 @@ def recipe(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     path = tmp_path / "small.yaml"
     path.write_text(
-        """\
+        f"""\
+run: {{root: {tmp_path}/runs}}
 data:
   roots: [$FETCH_TO]
+  archives: [{{path: tests/test_small/tiles.tar}}]
   fetch:
-    - {repo: someone/release, expect: {train_hn.jsonl: 7, "image_shards/*.tar": 24}}
-    - {repo: someone/tests, include: ["test_small/*"], expect: {test_small/test_small.json: 3, test_small/tiles.tar: 5}}
-model: {base: someone/base}
-evaluation: {sets: [{path: tests/test_small/test_small.json, name: small}]}
+    - {{repo: someone/release, expect: {{train_hn.jsonl: 7, "image_shards/*.tar": 24}}}}
+    - {{repo: someone/tests, include: ["test_small/*"], expect: {{test_small/test_small.json: 3, test_small/tiles.tar: 5}}}}
+model: {{base: someone/base}}
+evaluation: {{sets: [{{path: tests/test_small/test_small.json, name: small}}]}}
 """
     )
     return path
@@ -132,8 +134,10 @@ def test_a_release_comes_whole_is_counted_and_does_not_come_twice(hub: Any, reci
         "✓ test_small/tiles.tar: 5 files (someone/tests)",
     ):
         assert line in out.splitlines()
-    assert "✓ question set small: " in out
-    assert str(tmp_path / "data/tests/test_small/tiles.tar") in out
+    tiles = tmp_path / "data/tests/test_small/tiles"
+    found = f"{tiles} (the file's tiles_dir 'test_small/tiles', found above the file)"
+    assert out.splitlines()[-1] == f"✓ question set small: 5 tiles in {found}, 5 of them packed in data.archives"
+    assert len(list((tmp_path / "runs/archives").iterdir())) == 1, "a training will not index it again"
     release = hub.commit("dataset/someone/release")
     assert f"someone/release: to take this very state again, say revision: {release}" in out
     assert release in err
@@ -243,6 +247,36 @@ def test_counts_that_differ_and_bytes_that_stay_wrong(hub: Any, recipe: Path, st
     there = whole_files(tmp_path / "data/release")
     assert set(there) == {*SHARDS, "train_hn.jsonl"} - {SHARDS[2]}
     assert whole_files(tmp_path / "data/tests"), "the other repositories came all the same"
+
+
+def test_a_question_set_without_tiles_is_exit_code_1(recipe: Path, start: Any, tmp_path: Path) -> None:
+    """The archive lies beside the questions, but the recipe does not name it, so that no training would find it."""
+    code, out, err = ended(start(recipe, "data.archives=[]"))
+    assert code == 1, out + err
+    [line] = [line for line in out.splitlines() if "✗" in line]
+    assert line.startswith(f"✗ question set small: {tmp_path}/data/tests/test_small/test_small.json: tiles_dir: there is no folder")
+    assert "name their archive in data.archives" in line
+
+
+def test_an_archive_that_no_reader_takes_is_told_and_not_counted(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:
+    for shard, name, headers in (
+        (SHARDS[0], "../a.png", {}),
+        (SHARDS[1], "a.png", {"GNU.sparse.map": "a,b"}),
+        (SHARDS[2], "a.png", {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+    ):
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            member = tarfile.TarInfo(name)
+            member.pax_headers = headers
+            archive.addfile(member)
+        put(tmp_path / "hub/release", shard, made.getvalue())
+    expect = ", ".join(f"{one}: 1" for one in SHARDS[:4])
+    code, out, err = ended(start(recipe, f"data.fetch=[{{repo: someone/release, expect: {{{expect}}}}}]"))
+    assert code == 1, out + err
+    for shard in SHARDS[:3]:
+        assert f"✗ {shard}: expected 1 files; {tmp_path / 'data/release' / shard}: " in out
+    assert "'..' in its name could lead out of the folder" in out
+    assert f"✗ {SHARDS[3]}: expected 1 files, found 4 (3 too many)" in out
 
 
 def test_what_is_told_in_one_line(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:

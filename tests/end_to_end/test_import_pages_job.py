@@ -80,11 +80,15 @@ def test_a_page_that_fails_is_exit_code_1_and_ends_nothing(job: Job, pages: Path
 
 
 def test_bad_input_is_one_message_and_exit_code_2(job: Job, pages: Path, tmp_path: Path) -> None:
+    a_file = tmp_path / "a file"
+    a_file.write_text("mine")
     for arguments, says in (
         (["--out", tmp_path / "mine"], "nothing to import"),
         ([pages, "--out", pages / "mine"], "lie in each other"),
         ([tmp_path / "nowhere", "--out", tmp_path / "mine"], "no such file or folder"),
         ([pages, "--out", tmp_path / "mine", "--width", "10"], "--width 10"),
+        ([pages, "--out", a_file], "this is a file; name a folder"),
+        ([pages, "--out", a_file / "x"], f"--out {a_file / 'x'}: a file or a broken link lies on this path"),
         (["--urls", tmp_path / "nowhere.txt", "--out", tmp_path / "mine"], "cannot be read"),
     ):
         told = job("import_pages", *arguments)

@@ -464,6 +464,10 @@ def test_the_command_line_is_checked_before_anything_is_written(world: SimpleNam
     for inside in (world.source / "out", world.source, world.source.parent):
         with pytest.raises(InputError, match="lie in each other"):
             import_pages([world.source], None, inside)
+    (world.source.parent / "link").symlink_to("nowhere")
+    for taken in (world.source / "notes.txt" / "x", world.source / "notes.txt" / "x" / "y", world.source.parent / "link"):
+        with pytest.raises(InputError, match=r"--out .*a file or a broken link lies on this path"):
+            import_pages([world.source / "a.png"], None, taken)
     assert not world.out.exists() and not (world.source / "out").exists()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from stairstep.settings import DataError
-from stairstep.tiles.tar_members import TarMember, tar_members
+from stairstep.tiles.tar_members import TarMember, count_members, tar_members
 
 NAMES = {
     "images/shard_000/a.png": b"first",
@@ -258,6 +258,33 @@ def test_a_hostile_header_takes_neither_memory_nor_time(tmp_path: Path, data: by
         else:
             assert [one.name for one in members(path)] == ["good"], "a folder has no bytes, whatever its header says"
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_members_are_counted_and_none_stays_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "many.tar"
+    path.write_bytes(header("a", size=b"00000000000\0") * 20_000 + b"\0" * 1024)
+    tracemalloc.start()
+    try:
+        assert count_members(path) == 20_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_count_is_that_of_the_files_and_refuses_what_readers_refuse(tmp_path: Path) -> None:
+    folder = info("x/", type=tarfile.DIRTYPE), b""
+    assert count_members(pack(tmp_path / "a.tar", folder, (info("x/a", 3), b"old"), (info("x/b", 3), b"new"))) == 2
+    with pytest.raises(DataError, match=r"bad\.tar: member '\.\./a\.png': '\.\.' in its name"):
+        count_members(pack(tmp_path / "bad.tar", (info("../a.png", 1), b"1")))
+    bomb = tmp_path / "bomb.tar"
+    bomb.write_bytes(header("p", tarfile.XHDTYPE, b"%011o\0" % 30_000_000) + b"n" * 30_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"bomb\.tar: the headers of the member at byte 0 ask for more than 16384 bytes"):
+            count_members(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
 

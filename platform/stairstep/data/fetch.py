@@ -27,7 +27,7 @@ from stairstep.records.files import append_line, read_json_lines, sync_file, tem
 from stairstep.settings import DataError, FetchError
 
 from . import hub
-from .fetch_report import Count, bytes_text, count_expected, seconds_text
+from .fetch_report import Count, CountTar, bytes_text, count_expected, seconds_text
 from .hub import Listing, RemoteFile
 from .roots import AnyPath, Roots, resolve_inside
 from .settings import FetchSource
@@ -63,8 +63,11 @@ class Fetched:
         return not self.wrong and all(one.right for one in self.counts)
 
 
-def fetch(sources: Sequence[FetchSource], base: AnyPath, roots: Sequence[AnyPath] = (), verify: bool = False) -> list[Fetched]:
-    """Bring every source to its folder below `base`; links in it must stay in `roots`. `verify` hashes again what is there."""
+def fetch(
+    sources: Sequence[FetchSource], base: AnyPath, count_tar: CountTar, roots: Sequence[AnyPath] = (), verify: bool = False
+) -> list[Fetched]:
+    """Bring every source to its folder below `base`; links in it must stay in `roots`. `count_tar` counts the files of a tar, `verify`
+    hashes again what is there."""
     if not os.path.isdir(base):
         raise DataError(f"data.roots[0]: there is no folder '{base}'; make it (mkdir -p), or correct the path")
     targets = []
@@ -79,7 +82,7 @@ def fetch(sources: Sequence[FetchSource], base: AnyPath, roots: Sequence[AnyPath
         for target in targets:
             target.look(verify)
         _check_space(targets)
-        return [target.bring() for target in targets]
+        return [target.bring(count_tar) for target in targets]
 
 
 @dataclass
@@ -159,7 +162,7 @@ class _Target:
         """The bytes that are to come."""
         return sum(max(file.size - _size(self.part(file)), 0) for file in self.missing)
 
-    def bring(self) -> Fetched:
+    def bring(self, count_tar: CountTar) -> Fetched:
         """Fetch what is missing, and count what must be in it."""
         began, needed = time.monotonic(), self.still_needed()
         meter = _Meter(self.source.repo, needed, len(self.missing))
@@ -179,7 +182,7 @@ class _Target:
             fetched_size=needed,
             seconds=time.monotonic() - began,
             wrong=tuple(sorted(self._wrong)),
-            counts=count_expected(self.source, self.root, [one.path for one in files]),
+            counts=count_expected(self.source, self.root, [one.path for one in files], count_tar),
         )
 
     def _bring_file(self, file: RemoteFile, meter: _Meter) -> None:

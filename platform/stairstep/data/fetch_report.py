@@ -1,12 +1,12 @@
 """What a fetch found, counted without unpacking anything, and the table that a person reads.
 
-Rows, questions and members are counted as the readers will meet them, from the files alone: a JSONL in blocks, a tar by its headers.
+Rows and questions are counted as the readers will meet them, from the files alone, a JSONL in blocks. How many files a tar holds is asked
+of whoever reads tars (`CountTar`): what came from outside is counted under the very bounds and refusals that hold when it is read.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .fetch import Fetched
 
 UNITS = {".jsonl": "rows", ".json": "questions", ".tar": "files"}
+CountTar = Callable[[Path], int]
+"""How many files a tar holds, or a DataError where it cannot be read."""
 _BLOCK = 1 << 20
 _LARGEST_JSON = 1 << 29
 
@@ -50,12 +52,12 @@ class Count:
         return f"✗ {self.name}: expected {self.expected:,} {self.unit}, found {self.found:,} ({many})"
 
 
-def count_expected(source: FetchSource, folder: Path, paths: Sequence[str]) -> tuple[Count, ...]:
+def count_expected(source: FetchSource, folder: Path, paths: Sequence[str], count_tar: CountTar) -> tuple[Count, ...]:
     """What a source expects against what lies in its folder; `paths` are its files."""
-    return tuple(_count(name, expected, folder, paths) for name, expected in source.expect.items())
+    return tuple(_count(name, expected, folder, paths, count_tar) for name, expected in source.expect.items())
 
 
-def _count(name: str, expected: int, folder: Path, paths: Sequence[str]) -> Count:
+def _count(name: str, expected: int, folder: Path, paths: Sequence[str], count_tar: CountTar) -> Count:
     unit = UNITS[Path(name).suffix]
     files = [name] if name in paths else [one for one in paths if fnmatchcase(one, name)]
     if not files:
@@ -63,15 +65,15 @@ def _count(name: str, expected: int, folder: Path, paths: Sequence[str]) -> Coun
     found = 0
     for file in files:
         try:
-            found += count_in(folder / file)
+            found += count_in(folder / file, count_tar)
         except DataError as error:
             return Count(name, unit, expected, found, str(error))
     return Count(name, unit, expected, found)
 
 
-def count_in(path: Path) -> int:
+def count_in(path: Path, count_tar: CountTar) -> int:
     """Rows of a .jsonl, questions of a .json, files in a .tar."""
-    counts: dict[str, Callable[[Path], int]] = {".jsonl": _rows, ".json": _questions, ".tar": _members}
+    counts: dict[str, Callable[[Path], int]] = {".jsonl": _rows, ".json": _questions, ".tar": count_tar}
     try:
         return counts[path.suffix](path)
     except FileNotFoundError:
@@ -100,14 +102,6 @@ def _questions(path: Path) -> int:
     if not isinstance(questions, list):
         raise DataError(f"{path} holds no list of questions")
     return len(questions)
-
-
-def _members(path: Path) -> int:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            return sum(member.isfile() for member in archive)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} is not a whole tar archive: {error}") from None
 
 
 def summary(results: Sequence[Fetched]) -> str:

@@ -245,8 +245,8 @@ def _tiles_dir(
             return real, f"{real} (the file's tiles_dir '{name}', {found})", allowed
     looked = ", ".join(dict.fromkeys(str(parent / name) for parent in places.values()))
     raise DataError(
-        f"{path}: tiles_dir: there is no folder '{name}' (looked for {looked}); unpack the tiles, or set tiles_dir in the recipe"
-        + or_unmatched(packed)
+        f"{path}: tiles_dir: there is no folder '{name}' (looked for {looked}); unpack the tiles, name their"
+        " archive in data.archives, or set tiles_dir in the recipe" + or_unmatched(packed)
     )
 
 

@@ -1,18 +1,37 @@
-"""What a recipe needs from the hub, and what `jobs.fetch` says of it afterwards."""
+"""What a recipe needs from the hub, and whether training would then find the tiles of its question sets.
+
+That is not guessed: the recipe's archives are opened and its question sets read by what a training opens and reads them by.
+"""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from stairstep.data.fetch import Fetched, fetch
-from stairstep.data.fetch_report import count_in
 from stairstep.data.questions import read_question_set
 from stairstep.data.settings import FetchSource, QuestionSetSource
 from stairstep.models.sources import SAFE_FILES, locate_here
 from stairstep.settings import DataError, InputError
+from stairstep.tiles import Archives
+from stairstep.tiles.tar_members import count_members
 
+from .packed import open_archives
 from .recipe import Recipe
 from .resolve import data_base, resolve
+
+
+@dataclass(frozen=True)
+class SetFound:
+    """Whether training would find the tiles of a question set, and where, in a line for a person."""
+
+    right: bool
+    text: str
+
+    def line(self) -> str:
+        """One line for a person."""
+        return f"{'✓' if self.right else '✗'} {self.text}"
 
 
 def sources_of(recipe: Recipe) -> tuple[FetchSource, ...]:
@@ -24,8 +43,8 @@ def sources_of(recipe: Recipe) -> tuple[FetchSource, ...]:
     return (*recipe.data.fetch, FetchSource(repo=base, repo_type="model", revision=recipe.model.revision, include=SAFE_FILES))
 
 
-def fetch_recipe(recipe: Recipe, verify: bool = False) -> tuple[list[Fetched], list[str]]:
-    """Fetch what the recipe names; what there is then, and a line for each question set that says where its tiles lie."""
+def fetch_recipe(recipe: Recipe, verify: bool = False) -> list[Fetched]:
+    """Fetch what the recipe names, and count it."""
     sources = sources_of(recipe)
     if not sources:
         raise InputError(
@@ -33,27 +52,27 @@ def fetch_recipe(recipe: Recipe, verify: bool = False) -> tuple[list[Fetched], l
             " name repositories under data.fetch"
         )
     recipe = resolve(recipe)
-    base = data_base(recipe)
-    results = fetch(sources, base, recipe.data.roots, verify)
-    return results, [tiles_line(one, recipe.data.roots, base) for one in recipe.evaluation.sets]
+    return fetch(sources, data_base(recipe), count_members, recipe.data.roots, verify)
 
 
-def tiles_line(source: QuestionSetSource, roots: tuple[str, ...], base: Path) -> str:
-    """Where the tiles of a question set lie: in a folder, in a tar beside its file, or nowhere yet."""
-    path = Path(base, source.path)
-    name = source.name or path.stem
+def find_sets(recipe: Recipe) -> list[SetFound]:
+    """For each question set, where training would find its tiles. Archives that are not indexed yet are now, as training would do first."""
+    if not recipe.evaluation.sets:
+        return []
+    recipe = resolve(recipe)
     try:
-        found = read_question_set(source, roots, base)
+        archives = open_archives(recipe)
     except DataError as error:
-        packed = path.with_name("tiles.tar")
-        if not path.is_file() or not packed.is_file():
-            return f"✗ question set {name}: {error}"
-        return _packed_line(name, packed)
-    return f"✓ question set {name}: {len(found.tiles):,} tiles in {found.note}"
+        return [SetFound(False, f"question sets: their tiles cannot be looked for: {error}")]
+    return [_find_set(one, recipe.data.roots, data_base(recipe), archives) for one in recipe.evaluation.sets]
 
 
-def _packed_line(name: str, packed: Path) -> str:
+def _find_set(source: QuestionSetSource, roots: tuple[str, ...], base: Path, archives: Archives) -> SetFound:
+    name = f"question set {source.name or Path(source.path).stem}"
     try:
-        return f"✓ question set {name}: its tiles lie packed in {packed} ({count_in(packed):,} files)"
+        found = read_question_set(source, roots, base, archives)
     except DataError as error:
-        return f"✗ question set {name}: {error}"
+        return SetFound(False, f"{name}: {error}")
+    packed = sum(not os.path.exists(tile.path) for tile in found.tiles)  # a file that is there is taken in place of a packed one
+    said = f", {packed:,} of them packed in data.archives" if packed else ""
+    return SetFound(True, f"{name}: {len(found.tiles):,} tiles in {found.note}{said}")

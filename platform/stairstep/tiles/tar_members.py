@@ -4,6 +4,10 @@ A member given here is a plain file whose bytes lie wholly inside the archive, u
 (links, devices, sparse files, absolute names, a torn header, a member that is cut off) is a DataError that names archive and member;
 folders are skipped. The end mark (blocks of zeros) may be missing behind a last member that is whole, with a warning: some writers leave
 it out, and a tile that was lost with it is told as missing.
+
+How many members an archive may have is not bounded, for its own size is the bound: a member costs 512 bytes of it at least, a long name
+its own length once more. Nothing of a member stays in memory here, and an index, which keeps names and places, takes about three times the
+bytes of their headers while it is built: little beside the tiles of an honest archive, and never more than three times any archive.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from stairstep.settings import DataError
@@ -69,6 +74,15 @@ def tar_members(descriptor: int, archive: str) -> Iterator[TarMember]:
         if at >= end:
             _LOG.warning("%s: this archive has no end mark; its last member is whole, but there may have been more behind it", archive)
             return
+
+
+def count_members(path: Path) -> int:
+    """How many files an archive holds, under all that is refused above; one whose name comes twice counts twice."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return sum(1 for _ in tar_members(descriptor, str(path)))
+    finally:
+        os.close(descriptor)
 
 
 class _Headers:

@@ -136,7 +136,10 @@ def open_folder(folder: Path, size: TileSize) -> Iterator[ImportFolder]:
     marker = folder / MARKER
     if not marker.exists() and folder.exists() and any(not one.name.startswith(".") for one in folder.iterdir()):
         raise InputError(f"--out {folder}: this folder is not empty and no import has begun it ({MARKER}); name a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--out {folder}: a file or a broken link lies on this path; name a folder that can be made") from None
     try:
         claim = Claim(folder)
     except InputError:
