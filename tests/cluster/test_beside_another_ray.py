@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+pytestmark = pytest.mark.soak  # two Rays at once: minutes on two cores
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PATIENCE_S = 300.0

@@ -124,6 +124,7 @@ def _end(job: subprocess.Popen[str]) -> str:
             os.killpg(job.pid, signal.SIGKILL)
 
 
+@pytest.mark.soak
 def test_a_killed_driver_and_two_jobs_at_once(pages: Path, tmp_path: Path) -> None:
     recipe = recipe_over(pages, tmp_path)
     first = _job(recipe, pages)

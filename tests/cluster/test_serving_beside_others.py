@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+pytestmark = pytest.mark.soak  # Serve is started and ended for each: minutes on two cores
+
 
 def test_what_others_deployed_stays(ray_here: None) -> None:
     from ray import serve
