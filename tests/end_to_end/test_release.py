@@ -19,7 +19,8 @@ from stairstep.data import WorldSettings
 from stairstep.tiny.tinywiki import ensure_world
 
 ROOT = Path(__file__).resolve().parents[2]
-PAIRS, TEXTS, QUESTIONS, ARTICLES = 1560, 40, 60, 100
+TEXTS = 40
+SIZES = {"small": (60, 10, 12), "two thousand tiles": (1560, 60, 100)}  # pairs, questions, articles
 TRAINING, TESTING, WARMUP = "screenshot-training-natural-filtered-v2", "screenshot-training", "text-qa-pair"
 
 
@@ -45,10 +46,11 @@ def pack(archive: Path, folder: Path, top: str) -> int:
     return len(files)
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["small", pytest.param("two thousand tiles", marks=pytest.mark.soak)])
+def release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Three repositories as the seed's documents describe them, and what must be counted in them."""
-    settings = WorldSettings(seed=77, articles=ARTICLES, questions=QUESTIONS, pairs=PAIRS, text_pairs=TEXTS)
+    pairs, questions, articles = SIZES[request.param]
+    settings = WorldSettings(seed=77, articles=articles, questions=questions, pairs=pairs, text_pairs=TEXTS)
     world = ensure_world(settings, tmp_path_factory.mktemp("worlds"))
     hub = tmp_path_factory.mktemp("hub")
     counts: dict[str, dict[str, int]] = {TRAINING: {}, TESTING: {}, WARMUP: {}}
@@ -61,16 +63,16 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         packed += pack(hub / TRAINING / "image_shards" / f"{shard.name}.tar", shard, f"images/{shard.name}")
     test = hub / TESTING / "test_miniv8"
     test.mkdir(parents=True)
-    questions = json.loads((world / "test" / "tinywiki.json").read_text()) | {"tiles_dir": "test_miniv8/tiles"}
-    (test / "test_miniv8.json").write_text(json.dumps(questions))
+    asked = json.loads((world / "test" / "tinywiki.json").read_text()) | {"tiles_dir": "test_miniv8/tiles"}
+    (test / "test_miniv8.json").write_text(json.dumps(asked))
     candidates = pack(test / "tiles.tar", world / "test" / "tiles", "")
-    counts[TESTING] = {"test_miniv8/test_miniv8.json": QUESTIONS, "test_miniv8/tiles.tar": candidates}
+    counts[TESTING] = {"test_miniv8/test_miniv8.json": questions, "test_miniv8/tiles.tar": candidates}
     chunk = hub / WARMUP / "chunk_000"
     chunk.mkdir(parents=True)
     shutil.copy(next((world / "text").glob("chunk_*/filtered_hn.jsonl")), chunk / "filtered_hn.jsonl")
     texts = sum(len(path.read_text().splitlines()) for path in (world / "text").glob("chunk_*/filtered_hn.jsonl"))
     counts[WARMUP] = {"chunk_*/filtered_hn.jsonl": texts}
-    return {"hub": hub, "counts": counts, "tiles": packed + candidates}
+    return {"hub": hub, "counts": counts, "tiles": packed + candidates, "pairs": pairs, "questions": questions}
 
 
 def job(verb: str, recipe: Path, environment: dict[str, str], *more: str) -> str:
@@ -104,19 +106,20 @@ def test_from_the_hub_to_an_evaluation_with_nothing_unpacked(release: dict[str, 
     environment |= {"PYTHONPATH": str(ROOT / "platform"), "DATA_ROOT": str(data), "HF_HOME": str(tmp_path / "hf")}
     with module.HubServer(datasets={f"Chrisyichuan/{name}": release["hub"] / name for name in release["counts"]}) as server:
         fetched = job("fetch", recipe, environment | {"HF_ENDPOINT": server.url})
-    assert str(PAIRS) in fetched.replace(",", "")
+    assert str(release["pairs"]) in fetched.replace(",", "")
     made = job("preprocess", recipe, environment)
     (manifest,) = (runs / "tiles").rglob("manifest-*.json")
     stored = json.loads(manifest.read_text())["tiles"]
-    assert 2000 <= stored <= release["tiles"]
+    assert release["pairs"] < stored <= release["tiles"]
+    assert stored >= 2000 or release["pairs"] < 1000
     assert f"{stored:,} were made" in made
     trained = job("train", recipe, environment)
     assert f"Tile store: {stored} tiles" in trained
     evaluated = job("evaluate", recipe, environment, "--checkpoint", str(runs / "release" / "checkpoint-3"))
     rows = [json.loads(line) for line in (runs / "release" / "eval_step3.jsonl").read_text().splitlines()]
-    assert len(rows) == QUESTIONS
+    assert len(rows) == release["questions"]
     assert all(path.endswith(".png") for row in rows for path in row["top3_paths"])
-    assert f"n={QUESTIONS}" in evaluated
+    assert f"n={release['questions']}" in evaluated
     unpacked = [path for path in data.rglob("*") if path.suffix == ".png"]
     assert not unpacked
     assert len(list(data.rglob("*.tar"))) == len(list(release["hub"].rglob("*.tar"))) > 2
