@@ -208,14 +208,15 @@ def test_other_questions_are_refused(other: Rows) -> None:
 
 def test_every_line_of_the_table_has_its_questions_its_seeds_and_what_it_does_not_say() -> None:
     table = comparison_table(compare(side(WEAK, name="base", step=0), side(STRONG, name="step 60", step=60)))
-    header, *lines, family = table.splitlines()
+    header, *lines, caveat, family = table.splitlines()
     assert header.split() == ["base", "step", "60", "difference", "up", "down", "n", "seeds", "p"]
     assert lines[0].startswith("R@1  .000 [.000 ") and "  .600 [" in lines[0]
     assert lines[-1].startswith("MRR  ")
     assert len(lines) == 3
     for line in lines:
-        assert " 60  1, 1   <.001  better (1 seed: holds for this run of it)" in line
+        assert " 60  1, 1   <.001  better" in line
     assert "  +36  -0 " in lines[0].replace("   ", "  ")
+    assert caveat == "1 seed a side: the verdicts hold for these two runs, not for their recipes"
     assert "3 comparisons" in family
 
 
@@ -224,8 +225,9 @@ def test_seeds_are_said_and_one_trained_run_against_several_is_named() -> None:
     lines = comparison_table(compare(side(*[WEAK] * 2, name="a"), three)).splitlines()[1:-1]
     assert all("  2, 3  " in line and line.endswith("  better") for line in lines) and lines
     assert compare(side(WEAK, name="base", step=0), three).caveat == "", "the base has no seeds"
-    assert compare(side(WEAK, name="a"), three).caveat == "1 seed of a: holds for that run of it"
-    assert "better (1 seed of a: holds for that run of it)" in comparison_table(compare(side(WEAK, name="a"), three))
+    assert compare(side(WEAK, name="a"), three).caveat == "1 seed of a: the verdicts hold for that run of it, not for its recipe"
+    table = comparison_table(compare(side(WEAK, name="a"), three))
+    assert "\n1 seed of a: the verdicts hold for that run of it, not for its recipe\n" in table
 
 
 def test_seeds_and_questions_are_counted_together() -> None:

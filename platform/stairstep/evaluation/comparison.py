@@ -33,7 +33,7 @@ METRICS = ("hit@1", "hit@3", "mrr")
 LEVEL = 0.05
 _CONTENT = ("problem", "answer", "golden_ids")
 _QA_PARTS = {"qa": "QA", "qa_shown": "  golden tile shown to both", "qa_others": "  the other questions"}
-_ONE_SEED = "1 seed: holds for this run of it"
+_ONE_SEED = "1 seed a side: the verdicts hold for these two runs, not for their recipes"
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,11 @@ def _compare(first: Side, second: Side, metrics: Sequence[str]) -> Compared:
     found = [both.comparison(name, ARTICLE_METRICS[name], everywhere) for name in metrics]
     scored, left_out = _answers(both)
     single = [side.name for side in both.sides if len(side.runs) == 1 and side.runs[0].step > 0]
-    caveat = _ONE_SEED if len(first.runs) == len(second.runs) == 1 else f"1 seed of {single[0]}: holds for that run of it" if single else ""
+    caveat = ""
+    if len(first.runs) == len(second.runs) == 1:
+        caveat = _ONE_SEED
+    elif single:
+        caveat = f"1 seed of {single[0]}: the verdicts hold for that run of it, not for its recipe"
     return Compared(first.name, second.name, (*found, *scored), left_out, caveat, 0)
 
 
@@ -188,20 +192,20 @@ def comparison_label(metric: str) -> str:
 
 def comparison_table(compared: Compared) -> str:
     """Aligned lines: both sides with intervals, the paired difference, the questions that rose and fell, their number, the seeds on
-    either side, the corrected p-value and the verdict; below them what was left out, and how many comparisons were corrected for."""
+    either side, the corrected p-value and the verdict; below them what was left out, what few seeds allow to say, and the correction."""
     cells = [("", compared.first, compared.second, "difference", "up", "down", "n", "seeds", "p", "")]
     for one in compared.comparisons:
         seen = one.difference
-        verdict = f"{one.verdict} ({compared.caveat})" if compared.caveat else one.verdict
         counts = (f"+{seen.rose}", f"-{seen.fell}", str(seen.n), f"{seen.seeds[0]}, {seen.seeds[1]}")
         p_value = "<.001" if one.p_value < 0.001 else short(one.p_value)
-        cells.append((comparison_label(one.metric), _side(one.first), _side(one.second), _side(seen), *counts, p_value, verdict))
+        cells.append((comparison_label(one.metric), _side(one.first), _side(one.second), _side(seen), *counts, p_value, one.verdict))
     widths = [max(len(cell[column]) for cell in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in cells]
     return "\n".join(
         [
             *lines,
             *compared.left_out,
+            *([compared.caveat] if compared.caveat else []),
             f"the verdict goes by p, corrected for {compared.family} comparisons (Holm); intervals are not corrected",
         ]
     )
