@@ -35,9 +35,11 @@ HEAVY = {
     "torchvision": (),
     "pypdfium2": ("platform/stairstep/tasks/import_pages/pdf.py",),
     "playwright": ("platform/stairstep/tasks/import_pages/web.py",),
+    "plotly": ("platform/stairstep/board/figures.py",),
+    "optuna": ("platform/stairstep/sweeps/suggesting.py",),
 }
 # A bare GPU machine has none of these; the last three come along with development tools and must not be missed either.
-BLOCKED = ("ray", "vllm", "wandb", "torchvision", "pypdfium2", "playwright", "pydantic", "tensorboard", "sklearn")
+BLOCKED = ("ray", "vllm", "wandb", "torchvision", "pypdfium2", "playwright", "plotly", "optuna", "pydantic", "tensorboard", "sklearn")
 
 FLOOR = {"settings", "records"}
 MIDDLE = {"objectives", "models", "tiles", "data"}
@@ -53,8 +55,10 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": FLOOR | MIDDLE,
     "tiny": FLOOR | {"data", "tiles", "models"},
     "tasks": FLOOR | MIDDLE | {"training", "evaluation", "tiny"},
-    "cluster": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks"},
-    "jobs": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks", "cluster", "serve", "tune_spaces"},
+    "sweeps": FLOOR | MIDDLE | {"training", "evaluation", "tasks"},
+    "board": FLOOR | MIDDLE | {"evaluation", "tasks", "sweeps"},
+    "cluster": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks", "sweeps"},
+    "jobs": FLOOR | MIDDLE | {"training", "evaluation", "tiny", "tasks", "sweeps", "board", "cluster", "serve", "tune_spaces"},
     "serve": FLOOR | MIDDLE | {"evaluation"},
     "tune_spaces": FLOOR,
 }

@@ -1,0 +1,166 @@
+"""The folder of a sweep: its plan, a record a trial, and the trials' ordinary run folders below it.
+
+    <root>/<name>/sweep.json            what was asked for: recipe, space, seeds; written once
+                  trials/<trial>.json   what became of a trial; written whole each time, by the sweep and then by the trial's own process
+                  stop/<trial>          a trial is asked to stop, and why; stop/ALL asks all of them
+                  runs/<trial>/         its run folder
+
+What a trial scored is read from its run folder and from nowhere else, so a board, a resumed sweep and a person see the same. Nothing
+here needs Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from stairstep.records import RunFolder, read_json, write_json
+from stairstep.settings import DataError, InputError
+
+TrialState = Literal["waiting", "running", "finished", "stopped", "failed"]
+FORMAT = 1
+ALL = "ALL"
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One point of a space with one seed. `stopped` means stopped early and for good, with the reason; a trial that a person or a limit
+    interrupted is `waiting`, and goes on when the sweep does."""
+
+    number: int
+    name: str
+    point: Mapping[str, Value]  # parameter as the space names it: its value; of a staircase {"step": its name}
+    overrides: tuple[str, ...]  # what makes the recipe this trial's, the seed included
+    seed: int
+    state: TrialState = "waiting"
+    reason: str = ""  # why it was stopped early, or the error that it failed with
+    stopped_at: int | None = None
+    seconds: float = 0.0  # for which its workers were held, over all attempts
+    workers: int = 1
+    asked: float | None = None  # when it was planned or suggested, in seconds since 1970
+
+
+@dataclass(frozen=True)
+class StepOfStairs:
+    """One step of a staircase, for the board: its name and what it adds to the one below."""
+
+    name: str
+    adds: str
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """sweep.json: all that a sweep is, besides what became of its trials."""
+
+    name: str
+    recipe_file: str
+    space_file: str
+    overrides: tuple[str, ...]  # from the command line, for every trial
+    recipe: Mapping[str, Any]  # the resolved recipe without the space's changes, plain
+    space: Mapping[str, Any]  # the space, plain
+    seeds: tuple[int, ...]
+    metrics: tuple[str, ...]  # what is optimised, the first is what the scheduler looks at; of the selection split, or validation/loss
+    modes: tuple[Literal["max", "min"], ...]
+    steps: tuple[StepOfStairs, ...] = ()  # of a staircase, lowest first; empty for any other space
+    skipped: tuple[Mapping[str, Any], ...] = ()  # {"point": {...}, "reason": "..."} for combinations that a condition took out
+    command: str = ""
+    began: float = 0.0
+    format: int = field(default=FORMAT)
+
+
+class SweepFolder:
+    """One sweep's folder; constructing it touches nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.runs = self.path / "runs"
+
+    @classmethod
+    def is_one(cls, path: str | Path) -> bool:
+        """Whether a sweep lies there."""
+        return (Path(path) / "sweep.json").is_file()
+
+    @classmethod
+    def open(cls, path: str | Path) -> SweepFolder:
+        """An existing sweep, for reading."""
+        if not cls.is_one(path):
+            raise InputError(
+                f"{path}: this is not a sweep (it has no sweep.json); expected the folder that jobs.sweep made, such as runs/<name>"
+            )
+        return cls(path)
+
+    @property
+    def plan(self) -> SweepPlan:
+        """What was asked for."""
+        path = self.path / "sweep.json"
+        plain = _known(SweepPlan, read_json(path), path)
+        plain["steps"] = tuple(StepOfStairs(**one) for one in plain.get("steps", ()))
+        return SweepPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+    def write_plan(self, plan: SweepPlan) -> None:
+        """Begin a sweep."""
+        (self.path / "trials").mkdir(parents=True, exist_ok=True)
+        (self.path / "stop").mkdir(exist_ok=True)
+        write_json(self.path / "sweep.json", asdict(plan))
+
+    def trials(self) -> list[TrialRecord]:
+        """All trials that were planned or suggested, by number."""
+        found = [self._record(path) for path in sorted((self.path / "trials").glob("*.json"))]
+        return sorted(found, key=lambda one: one.number)
+
+    def trial(self, name: str) -> TrialRecord:
+        """One trial as it stands."""
+        return self._record(self.path / "trials" / f"{name}.json")
+
+    def write_trial(self, record: TrialRecord) -> None:
+        """Write a trial's record whole."""
+        write_json(self.path / "trials" / f"{record.name}.json", asdict(record))
+
+    def run_path(self, name: str) -> Path:
+        """Where a trial's run folder lies, begun or not."""
+        return self.runs / name
+
+    def run(self, name: str) -> RunFolder:
+        """A trial's run folder."""
+        return RunFolder(self.run_path(name))
+
+    # --- asking trials to stop
+
+    def ask_to_stop(self, name: str, reason: str) -> None:
+        """Ask one trial, or ALL, to stop with a checkpoint; the first reason stands."""
+        path = self.path / "stop" / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(reason, encoding="utf-8")
+
+    def asked_to_stop(self, name: str) -> str:
+        """Why this trial alone was asked to stop; empty where it was not."""
+        path = self.path / "stop" / name
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def let_go_on(self) -> None:
+        """Forget that ALL were asked to stop; what one trial was asked stays."""
+        (self.path / "stop" / ALL).unlink(missing_ok=True)
+
+    def _record(self, path: Path) -> TrialRecord:
+        plain = _known(TrialRecord, read_json(path), path)
+        return TrialRecord(**{**plain, "overrides": tuple(plain["overrides"])})
+
+
+def _known(cls: type, plain: Any, path: Path) -> dict[str, Any]:
+    """The keys of a stored record that this version knows; those it must have are there."""
+    names = {one.name for one in fields(cls)}
+    needed = {one.name for one in fields(cls) if one.default is one.default_factory}
+    if not isinstance(plain, dict) or needed - set(plain):
+        raise DataError(
+            f"{path}: this is no {cls.__name__} of a sweep; it was written by something else or by hand, delete the sweep's folder"
+        )
+    return {name: value for name, value in plain.items() if name in names}
+
+
+def shown_point(point: Mapping[str, Value], keys: Sequence[str] | None = None) -> str:
+    """A point as a person reads it: the last word of each parameter's key and its value."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point.items() if keys is None or key in keys)
