@@ -12,7 +12,7 @@ here needs Ray.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class SweepPlan:
     skipped: tuple[Mapping[str, Any], ...] = ()  # {"point": {...}, "reason": "..."} for combinations that a condition took out
     command: str = ""
     began: float = 0.0
-    format: int = field(default=FORMAT)
+    format: int = FORMAT
 
 
 class SweepFolder:
@@ -97,8 +97,9 @@ class SweepFolder:
         """What was asked for."""
         path = self.path / "sweep.json"
         plain = _known(SweepPlan, read_json(path), path)
+        plain |= {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
         plain["steps"] = tuple(StepOfStairs(**one) for one in plain.get("steps", ()))
-        return SweepPlan(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        return SweepPlan(**plain)
 
     def write_plan(self, plan: SweepPlan) -> None:
         """Begin a sweep."""
@@ -150,10 +151,10 @@ class SweepFolder:
         return TrialRecord(**{**plain, "overrides": tuple(plain["overrides"])})
 
 
-def _known(cls: type, plain: Any, path: Path) -> dict[str, Any]:
+def _known(cls: type[SweepPlan] | type[TrialRecord], plain: Any, path: Path) -> dict[str, Any]:
     """The keys of a stored record that this version knows; those it must have are there."""
     names = {one.name for one in fields(cls)}
-    needed = {one.name for one in fields(cls) if one.default is one.default_factory}
+    needed = {one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING}
     if not isinstance(plain, dict) or needed - set(plain):
         raise DataError(
             f"{path}: this is no {cls.__name__} of a sweep; it was written by something else or by hand, delete the sweep's folder"
