@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +47,10 @@ class _StoppedEarly(Exception):
     """A stop was asked for before any worker had begun."""
 
 
-def train_on_ray(recipe: Recipe) -> Finished:
-    """Train under Ray Train; returns when the run has finished or was stopped with a checkpoint."""
+def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "") -> Finished:
+    """Train under Ray Train; returns when the run has finished or was stopped with a checkpoint.
+
+    `attend` is called several times a second while workers train, in the calling thread; what it says, if anything, is why to stop."""
     check_root(recipe.run.root, recipe.cluster.address)
     check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
     recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
@@ -60,7 +62,7 @@ def train_on_ray(recipe: Recipe) -> Finished:
         recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
         # Ray takes SIGTERM for itself when it starts, so the flag is raised after that.
         with ray_session(recipe.cluster.address) as session, StopFlag() as flag:
-            driver = _Driver(recipe, folder, storage, session, flag)
+            driver = _Driver(recipe, folder, storage, session, flag, attend)
             try:
                 return Finished(driver.run(), path)
             except Exception as error:
@@ -73,8 +75,10 @@ def train_on_ray(recipe: Recipe) -> Finished:
 class _Driver:
     """One run from the driver's side: groups of workers, one after the other, until one of them ends it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, storage: Path, session: Session, flag: StopFlag) -> None:
-        self.recipe, self.folder, self.storage, self.session, self.flag = recipe, folder, storage, session, flag
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, storage: Path, session: Session, flag: StopFlag, attend: Callable[[], str]
+    ) -> None:
+        self.recipe, self.folder, self.storage, self.session, self.flag, self.attend = recipe, folder, storage, session, flag, attend
         self.cluster = recipe.cluster
         self.each = worker_resources(self.cluster)
         self.attempt = uuid.uuid4().hex[:12]
@@ -131,6 +135,8 @@ class _Driver:
         while thread.is_alive():
             thread.join(_POLL_S)
             relay.poll()
+            if why := self.attend():
+                self.flag.set(why)
             if self.flag and thread.is_alive():
                 if self.session.ours and not relay.begun:
                     raise _StoppedEarly  # closing the session ends what Ray has begun

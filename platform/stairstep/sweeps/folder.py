@@ -1,6 +1,7 @@
 """The folder of a sweep: its plan, a record a trial, and the trials' ordinary run folders below it.
 
     <root>/<name>/sweep.json            what was asked for: recipe, space, seeds; written once
+                  recipes/<trial>.yaml  a trial's resolved recipe, which python -m jobs.train runs alone as well
                   trials/<trial>.json   what became of a trial; written whole each time, by the sweep and then by the trial's own process
                   stop/<trial>          a trial is asked to stop, and why; stop/ALL asks all of them
                   runs/<trial>/         its run folder
@@ -123,6 +124,10 @@ class SweepFolder:
     def run_path(self, name: str) -> Path:
         """Where a trial's run folder lies, begun or not."""
         return self.runs / name
+
+    def recipe_path(self, name: str) -> Path:
+        """Where a trial's resolved recipe lies."""
+        return self.path / "recipes" / f"{name}.yaml"
 
     def run(self, name: str) -> RunFolder:
         """A trial's run folder."""

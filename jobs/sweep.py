@@ -1,0 +1,96 @@
+"""Run an ablation: every trial of a space over a recipe, beside one another on Ray, and its board.
+
+python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml                        all steps of the staircase, two seeds each
+python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/lr_warmup_lora.yaml optim.steps=40    with overrides for every trial
+python -m jobs.sweep recipes/v8r.yaml tune_spaces/stairstep.yaml --dry-run                   what would run, and what it would take
+python -m jobs.sweep --resume tinywiki-stairstep                                             go on after Ctrl-C, a limit or a crash
+
+A sweep lies in run.root/NAME. Its trials share one reader, which is served for the length of the sweep where the recipe has one of its own,
+and with all other runs of that root the answers, grades, embeddings and tiles that are known already. At a limit, as at Ctrl-C, trials
+stop with a checkpoint, and --resume goes on; it tries failed trials again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
+
+from jobs.common import run
+from serve.reader import serving
+from serve.settings import ReaderAppSettings, TransformersSettings
+from stairstep.cluster import ray_session
+from stairstep.cluster.sweep import room_for, sweep_on_ray
+from stairstep.evaluation.settings import LocalReaderSettings
+from stairstep.records import logging_setup
+from stairstep.settings import InputError, build, from_plain
+from stairstep.sweeps import SweepFolder
+from stairstep.sweeps.beginning import Asked, begin, find, maker_of, planned
+from stairstep.sweeps.space import space_of
+from stairstep.sweeps.spent import Limits
+from stairstep.tasks import Recipe
+
+
+def go_on(sweep: SweepFolder, wanted: int | None, limits: Limits) -> int:
+    """Run what is left of a sweep; exit code 1 if a trial failed or something is still left."""
+    plan = sweep.plan
+    space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
+    with ExitStack() as stack:
+        session = stack.enter_context(ray_session(recipe.cluster.address))
+        at_once = room_for(recipe, session, wanted)
+        reader, url = recipe.evaluation.reader, None
+        if isinstance(reader, LocalReaderSettings):  # one for all trials; it answers while they wait for it, on their cores
+            url = stack.enter_context(serving(ReaderAppSettings(engine=TransformersSettings(model=reader.model, cpus=0))))
+        print(f"{plan.name}: {at_once} trials at once; {sweep.path}", flush=True)
+        left = sweep_on_ray(
+            sweep,
+            space,
+            recipe,
+            maker_of(sweep, space),
+            at_once=at_once,
+            limits=limits,
+            reader_url=url,
+            told=lambda line: print(line, flush=True),
+        )
+    failed = [one.name for one in sweep.trials() if one.state == "failed"]
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    if left:
+        print(f"{left}; go on with: python -m jobs.sweep --resume {sweep.path}")
+    return 1 if failed or left else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Plan, check, run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("recipe", nargs="?", type=Path, help="recipe file, for example recipes/tinywiki.yaml")
+    parser.add_argument("space", nargs="?", type=Path, help="space file, for example tune_spaces/stairstep.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides for every trial")
+    parser.add_argument("--name", help="the sweep's folder below run.root; default: the recipe's and the space's names")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of the space's")
+    parser.add_argument("--resume", metavar="NAME", help="go on with a sweep: its folder, or its name below --root")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where --resume looks for a name")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials with what they would take, and stop")
+    parser.add_argument("--concurrency", type=int, help="trials at once; default: as many as the cluster has room for")
+    parser.add_argument("--max-hours", type=float, help="stop once so many device hours are spent (hours of each worker, added up)")
+    parser.add_argument("--max-cost", type=float, help="stop once reader and grader have cost so much (evaluation.prices)")
+    options = parser.parse_intermixed_args(arguments)
+    logging_setup()
+    limits = Limits(options.max_hours, options.max_cost)
+    if options.resume:
+        if options.recipe or options.dry_run or options.name or options.seeds:
+            raise InputError(
+                "--resume goes on with a sweep as it was begun; of the other options only --concurrency and --max-… go with it"
+            )
+        return go_on(find(options.resume, options.root), options.concurrency, limits)
+    if options.space is None:
+        raise InputError("expected a recipe and a space, as in: python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
+    asked = Asked(options.recipe, options.space, options.overrides, options.seeds, options.name)
+    space, made = planned(asked)
+    sweep = begin(asked, space, made, shlex.join(["python", "-m", "jobs.sweep", *arguments]))
+    return go_on(sweep, options.concurrency, limits)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,230 @@
+"""A sweep on Ray Tune: its trials beside one another, as many as the cluster has room for.
+
+Nothing of it lives in Ray alone. A sweep that goes on begins a new Tune experiment over the same folder: trials that are done tell their
+scores again and end, the others go on from their checkpoints. So no state of Tune's has to be trusted, or to fit tomorrow's code.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from stairstep.records import Claim, StopFlag
+from stairstep.settings import InputError, TrainingError
+from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
+from stairstep.sweeps.plan import TrialMaker, write_trial
+from stairstep.sweeps.scores import best_score, scores
+from stairstep.sweeps.space import OptunaSearchSettings, Space
+from stairstep.sweeps.spent import Limits, spent
+from stairstep.sweeps.suggesting import Scored, suggest
+from stairstep.tasks import Recipe
+
+from .screen import without_ray
+from .session import Session, check_resources, worker_resources
+from .stopping import TRIAL, scheduler_of
+from .trial import run_trial
+
+_LOG = logging.getLogger(__name__)
+_LOOK_S = 2.0
+_DRIVER = {"memory": 1.0}  # Tune must reserve something for a trial's own process; a share of a CPU would take one from the workers
+_DEATHS = 3  # of a trial's process, before the trial counts as failed
+
+
+def room_for(recipe: Recipe, session: Session, wanted: int | None) -> int:
+    """How many trials may run at once: `wanted`, or as many as the cluster has workers' resources for now."""
+    cluster = recipe.cluster if recipe.cluster.workers else replace(recipe.cluster, workers=1)
+    each = worker_resources(cluster)
+    if session.private:
+        check_resources(cluster, each)
+    there = ray.cluster_resources()
+    room = min(math.floor(there.get(name, 0.0) / (amount * cluster.workers) + 1e-9) for name, amount in each.items())
+    if wanted is not None and session.private and wanted > room:
+        raise InputError(f"--concurrency: {wanted} trials were asked for, but this machine has room for {room} at once")
+    return max(1, room) if wanted is None else wanted
+
+
+def sweep_on_ray(
+    sweep: SweepFolder,
+    space: Space,
+    recipe: Recipe,
+    maker: TrialMaker,
+    *,
+    at_once: int,
+    limits: Limits,
+    reader_url: str | None,
+    told: Callable[[str], None],
+) -> str:
+    """Run what is left of a sweep; returns why it ended before its last trial did, or nothing."""
+    with Claim(sweep.path), StopFlag() as flag, _quiet_tune():
+        sweep.let_go_on()
+        storage = sweep.path / ".ray"
+        shutil.rmtree(storage, ignore_errors=True)
+        _again(sweep)
+        tuner = _tuner(sweep, space, recipe, maker, at_once, reader_url, storage)
+        ended: dict[str, Any] = {}
+
+        def fit() -> None:
+            try:
+                ended["results"] = tuner.fit()
+            except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
+                ended["error"] = error
+
+        thread = threading.Thread(target=fit, name="ray-tune-fit", daemon=True)
+        with without_ray():
+            thread.start()
+            screen = _Screen(sweep, space, told)
+            while thread.is_alive():
+                thread.join(_LOOK_S)
+                screen.look()
+                if why := (f"stopped by {flag.reason}" if flag else "") or spent(sweep).over(limits):
+                    sweep.ask_to_stop(ALL, why)
+        if "error" in ended:
+            raise TrainingError(f"Ray Tune ended the sweep: {ended['error']}") from ended["error"]
+        for one in ended["results"]:
+            if one.error is not None:
+                _process_died(sweep, one.config[TRIAL])
+        screen.look()
+        shutil.rmtree(storage, ignore_errors=True)
+        why = sweep.asked_to_stop(ALL)
+        return why if any(one.state == "waiting" for one in sweep.trials()) or _missing(sweep, space) else ""
+
+
+def _tuner(
+    sweep: SweepFolder, space: Space, recipe: Recipe, maker: TrialMaker, at_once: int, reader_url: str | None, storage: Path
+) -> tune.Tuner:
+    fixed = {"sweep": str(sweep.path.resolve()), "reader": reader_url}
+    suggested = isinstance(space.search, OptunaSearchSettings)
+    names = [one.name for one in sweep.trials()]
+    return tune.Tuner(
+        tune.with_resources(run_trial, _DRIVER),
+        param_space=fixed if suggested else {**fixed, TRIAL: tune.grid_search(names)},
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler_of(sweep, space, recipe.optim.steps),
+            search_alg=_Suggester(sweep, space, maker, fixed) if suggested else None,
+            num_samples=space.search.samples if isinstance(space.search, OptunaSearchSettings) else 1,
+            max_concurrent_trials=at_once,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(storage.resolve()), verbose=0, failure_config=tune.FailureConfig(max_failures=_DEATHS)
+        ),
+    )
+
+
+class _Suggester(Searcher):
+    """Names the next trial to Tune: one that the sweep has already, else one that is suggested from the scores known by now."""
+
+    def __init__(self, sweep: SweepFolder, space: Space, maker: TrialMaker, fixed: dict[str, Any]) -> None:
+        super().__init__()
+        self._sweep, self._space, self._maker, self._fixed = sweep, space, maker, fixed
+        self._number = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial's config, or that there is none."""
+        assert isinstance(self._space.search, OptunaSearchSettings), "only such a space is suggested from"
+        if self._number >= self._space.search.samples or self._sweep.asked_to_stop(ALL):
+            return Searcher.FINISHED
+        self._number += 1
+        there = {one.number: one for one in self._sweep.trials()}
+        if self._number not in there:
+            point = suggest(self._space, self._number, self._known(there.values()))
+            planned = self._maker.planned(self._number, point, self._space.seeds[0])
+            write_trial(self._sweep, planned)
+            there[self._number] = planned.record
+        return {**self._fixed, TRIAL: there[self._number].name}
+
+    def _known(self, trials: Any) -> list[Scored]:
+        found = []
+        for one in trials:
+            wanted = [(self._space.metric, self._space.mode), *((other.metric, other.mode) for other in self._space.also)]
+            bests = [best_score(self._sweep.run_path(one.name), metric, mode) for metric, mode in wanted]
+            if one.state in ("finished", "stopped") and all(bests):
+                found.append(Scored(one.point, [best[1] for best in bests if best is not None]))
+        return found
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Scores are read from the run folders."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is kept here: what was suggested stands in the sweep's folder."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing was kept."""
+
+
+class _Screen:
+    """What a person sees of a sweep while it runs: a line when a trial begins, scores or ends."""
+
+    def __init__(self, sweep: SweepFolder, space: Space, told: Callable[[str], None]) -> None:
+        self._sweep, self._space, self._told = sweep, space, told
+        self._seen: dict[str, tuple[str, int]] = {one.name: (one.state, len(self._scores(one))) for one in sweep.trials()}
+
+    def look(self) -> None:
+        """Tell what is new."""
+        trials = self._sweep.trials()
+        for one in trials:
+            state, count = self._seen.get(one.name, ("waiting", 0))
+            found = self._scores(one)
+            for step in sorted(found)[count:]:
+                self._told(f"{one.name}: step {step}, {self._space.metric} {found[step]:.3f} on the selection split")
+            if one.state != state:
+                done = sum(other.state in ("finished", "stopped", "failed") for other in trials)
+                self._told(f"{one.name}: {_state_line(one)} ({done} of {len(trials)} trials done)")
+            self._seen[one.name] = (one.state, len(found))
+
+    def _scores(self, trial: TrialRecord) -> dict[int, float]:
+        return scores(self._sweep.run_path(trial.name), self._space.metric)
+
+
+def _state_line(trial: TrialRecord) -> str:
+    reason = f": {trial.reason}" if trial.reason else ""
+    at = f" at step {trial.stopped_at}" if trial.stopped_at is not None else ""
+    return f"{'stopped early' if trial.state == 'stopped' else trial.state}{at}{reason}"
+
+
+def _again(sweep: SweepFolder) -> None:
+    """Trials whose process died with the sweep, or that failed, are to be tried (again)."""
+    for one in sweep.trials():
+        if one.state in ("running", "failed"):
+            sweep.write_trial(replace(one, state="waiting", reason=""))
+
+
+def _process_died(sweep: SweepFolder, name: str) -> None:
+    record = sweep.trial(name)
+    if record.state in ("running", "waiting"):
+        sweep.write_trial(replace(record, state="failed", reason=f"its process died {_DEATHS + 1} times; Ray's own logs may say why"))
+
+
+def _missing(sweep: SweepFolder, space: Space) -> bool:
+    return isinstance(space.search, OptunaSearchSettings) and len(sweep.trials()) < space.search.samples
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Tune writes no files of its own beside the sweep's and no table on the screen; what a person has set in the environment stays."""
+    wanted = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    }
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    level = logging.getLogger("ray.tune").level
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger("ray.tune").setLevel(level)
+        for name in added:
+            del os.environ[name]

@@ -1,0 +1,117 @@
+"""One trial of a sweep, as Ray Tune runs it: a Ray Train run of the trial's own recipe file, watched from the trial's process.
+
+Its scores are read from the run folder as they appear and told to Tune with the step that they belong to, whenever they come; the trial
+does not end before the last of them is told. Whatever becomes of the run stands in the trial's record; Tune is told of no failure but the
+death of this process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from stairstep.records import logging_setup
+from stairstep.settings import StairstepError
+from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
+from stairstep.sweeps.plan import in_sweep, read_trial_recipe
+from stairstep.sweeps.scores import scores
+from stairstep.sweeps.space import Space, space_of
+from stairstep.tasks import Recipe
+
+from .stopping import RECORDED, SCORE, STEP, TRIAL
+from .train import train_on_ray
+
+_LOOK_S = 1.0
+_RECORD_S = 5.0
+_SHOWN = 600  # characters of an error that a row of the table holds; the whole stands in the run folder
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """Train a trial, or go on with it; one that is done only tells its scores again."""
+    logging_setup()
+    sweep = SweepFolder(config["sweep"])
+    watched = _Watched(sweep, config[TRIAL], space_of(sweep.plan.space))
+    watched.look(recorded=True)
+    if watched.record.state in ("finished", "stopped") or sweep.asked_to_stop(ALL):
+        return
+    watched.train(in_sweep(read_trial_recipe(sweep, config[TRIAL], config["reader"]), sweep.path, config[TRIAL]))
+
+
+class _Watched:
+    """A trial's run seen from outside: what it has scored, how long it has taken, whether it is to stop."""
+
+    def __init__(self, sweep: SweepFolder, name: str, space: Space) -> None:
+        self.sweep, self.space = sweep, space
+        self.record: TrialRecord = sweep.trial(name)
+        self._told: set[int] = set()
+        self._looked = self._written = 0.0
+        self._began = time.monotonic()
+        self._before = self.record.seconds
+
+    def train(self, recipe: Recipe) -> None:
+        """Train, and write down how it ended."""
+        self._write(state="running", reason="", stopped_at=None)
+        status = self.sweep.run(self.record.name).status
+        if status is not None and status.state == "finished":  # its process died between the run's end and the record
+            self._write(state="finished")
+            return
+        try:
+            outcome = train_on_ray(recipe, self.attend).outcome
+        except Exception as error:  # noqa: BLE001 - one row of the table, not the end of the sweep
+            self.look()
+            self._write(state="failed", reason=_told(error))
+            return
+        self.look()
+        alone = self.sweep.asked_to_stop(self.record.name)
+        if outcome.reason != "stopped":
+            self._write(state="finished")
+        elif alone:
+            self._write(state="stopped", reason=alone, stopped_at=outcome.step)
+        else:
+            self._write(state="waiting")
+
+    def attend(self) -> str:
+        """Tell Tune what is new; says why the run is to stop, if it is."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return ""
+        self._looked = now
+        self.look()
+        if now - self._written > _RECORD_S:
+            self._write()
+        return self.sweep.asked_to_stop(self.record.name) or self.sweep.asked_to_stop(ALL)
+
+    def look(self, recorded: bool = False) -> None:
+        """Tell Tune every score that it has not been told; `recorded`: they are of an earlier life, and were judged then."""
+        run = self.sweep.run_path(self.record.name)
+        for step, value in scores(run, self.space.metric).items():
+            if step not in self._told:
+                self._told.add(step)
+                tune.report({STEP: step, SCORE: value, RECORDED: recorded})
+        if not recorded:
+            self._obey_rules(run)
+
+    def _obey_rules(self, run: Path) -> None:
+        for rule in self.space.stop:
+            for step, value in scores(run, rule.metric).items():
+                low, high = rule.below is not None and value < rule.below, rule.above is not None and value > rule.above
+                if step >= rule.from_step and (low or high):
+                    bound = f"below {rule.below:g}" if low else f"above {rule.above:g}"
+                    self.sweep.ask_to_stop(self.record.name, f"stop rule: {rule.metric} {value:.3f} at step {step} is {bound}")
+
+    def _write(self, **changes: Any) -> None:
+        self._written = time.monotonic()
+        self.record = replace(self.record, seconds=self._before + self._written - self._began, **changes)
+        self.sweep.write_trial(self.record)
+
+
+def _told(error: Exception) -> str:
+    """An error as a row holds it: the message of one of ours, else the last line of the traceback that is its message."""
+    text = str(error).strip() or type(error).__name__
+    said = text if isinstance(error, StairstepError) else text.splitlines()[-1]
+    return said if len(said) <= _SHOWN else f"{said[: _SHOWN - 1]}…"
