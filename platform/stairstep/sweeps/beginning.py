@@ -43,11 +43,7 @@ def planned(asked: Asked) -> tuple[Space, Sketch]:
 def begin(asked: Asked, space: Space, made: Sketch, command: str = "") -> SweepFolder:
     """Make the sweep's folder; refused where one of this name is."""
     sweep = SweepFolder(sweep_path(asked, made.base))
-    if sweep.path.exists():
-        there = "a sweep" if SweepFolder.is_one(sweep.path) else "something else"
-        further = f"; go on with it by --resume {sweep.path}, or" if there == "a sweep" else ";"
-        raise InputError(f"{sweep.path}: {there} is here already{further} choose another --name")
-    sweep.path.mkdir(parents=True)
+    sweep.make()
     # As loaded, not as resolved: a trial that is suggested later may need another world.
     write_atomically(sweep.path / "recipe.yaml", to_yaml(load_recipe(asked.recipe, asked.overrides)))
     for one in made.trials:

@@ -23,6 +23,7 @@ from stairstep.settings import DataError, InputError
 TrialState = Literal["waiting", "running", "finished", "stopped", "failed"]
 FORMAT = 1
 ALL = "ALL"
+_PARTS = ("recipes", "trials", "stop", "runs")
 Value = str | int | float | bool | None
 
 
@@ -102,10 +103,18 @@ class SweepFolder:
         plain["steps"] = tuple(StepOfStairs(**one) for one in plain.get("steps", ()))
         return SweepPlan(**plain)
 
+    def make(self) -> None:
+        """Make the folder, or take one whose sweep died before its plan was written; anything else there is left as it is, and refused."""
+        there = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
+        if self.is_one(self.path):
+            raise InputError(f"{self.path}: a sweep is here already; go on with it by --resume {self.path}, or choose another --name")
+        if self.path.exists() and not there <= {*_PARTS, "recipe.yaml"}:
+            raise InputError(f"{self.path}: something that is no sweep is here; choose another --name")
+        for part in _PARTS:
+            (self.path / part).mkdir(parents=True, exist_ok=True)
+
     def write_plan(self, plan: SweepPlan) -> None:
-        """Begin a sweep."""
-        (self.path / "trials").mkdir(parents=True, exist_ok=True)
-        (self.path / "stop").mkdir(exist_ok=True)
+        """Write the plan, last of all that a sweep begins with."""
         write_json(self.path / "sweep.json", asdict(plan))
 
     def trials(self) -> list[TrialRecord]:
@@ -139,7 +148,6 @@ class SweepFolder:
         """Ask one trial, or ALL, to stop with a checkpoint; the first reason stands."""
         path = self.path / "stop" / name
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
             path.write_text(reason, encoding="utf-8")
 
     def asked_to_stop(self, name: str) -> str:

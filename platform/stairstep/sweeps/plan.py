@@ -148,7 +148,6 @@ def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
 def write_trial(sweep: SweepFolder, planned: Planned) -> None:
     """Keep a trial: its recipe as a file that runs alone too, and then its record."""
     path = sweep.recipe_path(planned.record.name)
-    path.parent.mkdir(exist_ok=True)
     write_atomically(path, f"# Trial {planned.record.name}, written by stairstep.\n{to_yaml(planned.recipe)}")
     sweep.write_trial(planned.record)
 
