@@ -212,9 +212,7 @@ class Space:
         names = [one.name for one in self.steps]
         for place, name in enumerate(names):
             if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,59}", name, flags=re.ASCII):
-                raise SettingError(
-                    f"steps[{place}].name", "expected letters, digits, '.', '_', '+', '-' (at most 60); runs are named by it"
-                )
+                raise SettingError(f"steps[{place}].name", "expected at most 60 letters, digits, '.', '_', '+', '-'; runs are named by it")
             if name in names[:place]:
                 raise SettingError(f"steps[{place}].name", f"'{name}' stands there twice")
         if self.scheduler is not None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 _TRIES = 50  # at a combination that no condition leaves out
+_LEARNED = 5  # of them by TPE, which has never seen what is left out and may well come back to it; the others at random
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _suggest(space: Space, number: int, attempt: int, known: Sequence[Scored]) -
     seed = int(np.random.SeedSequence([search.seed, number, attempt]).generate_state(1)[0])
     modes: list[Mode] = [space.mode, *(one.mode for one in space.also)]
     study = optuna.create_study(
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.startup),
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=search.startup if attempt < _LEARNED else len(known) + 1),
         directions=["maximize" if mode == "max" else "minimize" for mode in modes],
     )
     distributions = {key: _distribution(one) for key, one in space.parameters.items()}
