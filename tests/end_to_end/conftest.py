@@ -62,6 +62,7 @@ run: {{root: {runs}}}
 data: {{world: null, roots: [{data}], hard_negatives: 2}}
 tiles: {{max_visual_tokens: 12}}
 optim: {{batch: 2, steps: 1, schedule: {{warmup_steps: 0}}}}
+phases: {{text_warmup_steps: 0}}
 evaluation: {{every: 1, loss_every: 0}}
 """
     )

@@ -34,6 +34,7 @@ class GridSettings:
         """Values or factors."""
         if self.values and self.times:
             raise SettingError("times", "give either values or times, not both")
+        _check_list("times" if self.times else "values", self.times or self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,11 @@ class OptionsSettings:
     kind: Literal["options"] = setting("options", doc="The kind of parameter.")
     options: dict[str, dict[str, Value]] = setting(doc="Name of each option: the recipe keys that it sets, with their values.")
 
+    def check(self) -> None:
+        """An option sets something."""
+        if not self.options or not all(self.options.values()):
+            raise SettingError("options", "expected at least one option, each with at least one recipe key")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceSettings:
@@ -50,6 +56,10 @@ class ChoiceSettings:
 
     kind: Literal["choice"] = setting("choice", doc="The kind of parameter.")
     values: tuple[Value, ...] = setting(doc="The values to pick from.")
+
+    def check(self) -> None:
+        """There is something to pick."""
+        _check_list("values", self.values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,10 @@ class UniformSettings:
     low: float = setting(doc="Smallest value.")
     high: float = setting(doc="Largest value.")
 
+    def check(self) -> None:
+        """A range has room."""
+        _check_range(self.low, self.high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogUniformSettings:
@@ -69,6 +83,10 @@ class LogUniformSettings:
     low: float = setting(doc="Smallest value.", above=0)
     high: float = setting(doc="Largest value.", above=0)
 
+    def check(self) -> None:
+        """A range has room."""
+        _check_range(self.low, self.high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandintSettings:
@@ -77,6 +95,22 @@ class RandintSettings:
     kind: Literal["randint"] = setting("randint", doc="The kind of parameter.")
     low: int = setting(doc="Smallest value.")
     high: int = setting(doc="Largest value.")
+
+    def check(self) -> None:
+        """A range has room."""
+        _check_range(self.low, self.high)
+
+
+def _check_list(key: str, values: tuple[Value, ...]) -> None:
+    if not values:
+        raise SettingError(key, "the list is empty; give at least one value")
+    if len({(type(value), value) for value in values}) < len(values):
+        raise SettingError(key, "a value stands there twice")
+
+
+def _check_range(low: float, high: float) -> None:
+    if low >= high:
+        raise SettingError("", f"low ({low:g}) is not below high ({high:g})")
 
 
 Parameter = GridSettings | OptionsSettings | ChoiceSettings | UniformSettings | LogUniformSettings | RandintSettings
@@ -229,18 +263,6 @@ class Space:
             raise SettingError(
                 where, f"{one.kind} needs a search that picks: say search: {{kind: random, samples: N}} (or optuna), or kind grid"
             )
-        if isinstance(one, OptionsSettings):
-            if not one.options or not all(one.options.values()):
-                raise SettingError(where, "expected at least one option, each with at least one recipe key")
-            return
-        if isinstance(one, GridSettings | ChoiceSettings):
-            values = one.values or (one.times if isinstance(one, GridSettings) else ())
-            if not values:
-                raise SettingError(f"{where}.values", "the list is empty; give at least one value")
-            if len({(type(value), value) for value in values}) < len(values):
-                raise SettingError(where, "a value stands there twice")
-        elif one.low >= one.high:
-            raise SettingError(where, f"low ({one.low:g}) is not below high ({one.high:g})")
 
     def _check_search(self) -> None:
         if isinstance(self.search, OptunaSearchSettings) and len(self.seeds) > 1:
