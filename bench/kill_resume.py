@@ -74,7 +74,8 @@ def launch(recipe: Recipe, log: Path, prepare: Callable[..., None] | None = None
 
 def _work(plain: Mapping[str, Any], log: str, prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     from stairstep.records import StopFlag, logging_setup
-    from stairstep.tasks.run import outcome_line, train
+    from stairstep.tasks.opening import outcome_line
+    from stairstep.tasks.run import train
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)

@@ -165,7 +165,7 @@ def job(root: Path, pages: Path, told: Any) -> None:
     """The whole job, in a process of its own; tells how many tiles it made."""
     import ray
 
-    from stairstep.cluster import preprocess_on_ray
+    from stairstep.cluster.preprocess import preprocess_on_ray
 
     start_ray()
     recipe = Recipe(

@@ -16,15 +16,15 @@ from jobs.common import run
 from jobs.train import train_recipe
 from serve.reader import serving
 from serve.settings import ReaderAppSettings, TransformersSettings
-from stairstep.cluster import ray_session
+from stairstep.cluster.session import ray_session
 from stairstep.evaluation.comparison import compare, comparison_table
 from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.evaluation.peaks import peaks_of_run
 from stairstep.records import MetricLog, logging_setup, read_json, series
 from stairstep.tasks import load_recipe
 from stairstep.tasks.doctor import preflight
+from stairstep.tasks.opening import outcome_line
 from stairstep.tasks.resolve import resolve
-from stairstep.tasks.run import outcome_line
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.yaml"
 

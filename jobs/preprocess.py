@@ -16,7 +16,7 @@ from stairstep.records import StopFlag, logging_setup
 def main(arguments: list[str]) -> int:
     """Fill the store, and say what is in it."""
     _, recipe = parse(parser(__doc__ or ""), arguments)
-    from stairstep.cluster import preprocess_on_ray
+    from stairstep.cluster.preprocess import preprocess_on_ray
     from stairstep.tasks.preprocessing import judge
     from stairstep.tasks.resolve import resolve
 

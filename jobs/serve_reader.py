@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return 0
     check_host(settings, settings.host)
     from serve.reader import serving
-    from stairstep.cluster import ray_session
+    from stairstep.cluster.session import ray_session
 
     ended = threading.Event()
     with ray_session(None):

@@ -20,13 +20,14 @@ from pathlib import Path
 from jobs.common import run
 from serve.reader import serving
 from serve.settings import ReaderAppSettings, TransformersSettings
-from stairstep.cluster import ray_session
+from stairstep.cluster.session import ray_session
 from stairstep.cluster.sweep import room_for, sweep_on_ray
 from stairstep.evaluation.settings import LocalReaderSettings
 from stairstep.records import logging_setup
 from stairstep.settings import InputError, build, from_plain
 from stairstep.sweeps import SweepFolder
 from stairstep.sweeps.beginning import Asked, begin, find, maker_of, planned
+from stairstep.sweeps.serving import served_reader
 from stairstep.sweeps.space import space_of
 from stairstep.sweeps.spent import Limits
 from stairstep.tasks import Recipe
@@ -39,9 +40,10 @@ def go_on(sweep: SweepFolder, wanted: int | None, limits: Limits) -> int:
     with ExitStack() as stack:
         session = stack.enter_context(ray_session(recipe.cluster.address))
         at_once = room_for(recipe, session, wanted)
-        reader, url = recipe.evaluation.reader, None
+        reader, served = recipe.evaluation.reader, None
         if isinstance(reader, LocalReaderSettings):  # one for all trials; it answers while they wait for it, on their cores
-            url = stack.enter_context(serving(ReaderAppSettings(engine=TransformersSettings(model=reader.model, cpus=0))))
+            app = ReaderAppSettings(engine=TransformersSettings(model=reader.model, cpus=0))
+            served = served_reader(reader, stack.enter_context(serving(app)))
         print(f"{plan.name}: {at_once} trials at once; {sweep.path}", flush=True)
         left = sweep_on_ray(
             sweep,
@@ -50,7 +52,7 @@ def go_on(sweep: SweepFolder, wanted: int | None, limits: Limits) -> int:
             maker_of(sweep, space),
             at_once=at_once,
             limits=limits,
-            reader_url=url,
+            served=served,
             told=lambda line: print(line, flush=True),
         )
     failed = [one.name for one in sweep.trials() if one.state == "failed"]

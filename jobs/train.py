@@ -17,7 +17,7 @@ from stairstep.settings import to_yaml
 from stairstep.tasks import Recipe
 
 if TYPE_CHECKING:
-    from stairstep.tasks.run import Finished
+    from stairstep.tasks.opening import Finished
 
 
 def dry_run(recipe: Recipe) -> int:
@@ -39,7 +39,7 @@ def train_recipe(recipe: Recipe, preflight: bool = True) -> Finished:
 
         doctor.preflight(recipe)
     if recipe.cluster.workers:
-        from stairstep.cluster import train_on_ray
+        from stairstep.cluster.train import train_on_ray
 
         return train_on_ray(recipe)
     from stairstep.tasks.run import train
@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.dry_run:
         return dry_run(recipe)
+    from stairstep.tasks.opening import outcome_line
     from stairstep.tasks.resolve import resolve
-    from stairstep.tasks.run import outcome_line
 
     logging_setup()
     print(outcome_line(train_recipe(resolve(recipe), preflight=not options.no_preflight)))

@@ -27,7 +27,7 @@ JOIN = """
 import os, sys
 from ray._private.services import canonicalize_bootstrap_address
 import ray
-from stairstep.cluster import ray_session
+from stairstep.cluster.session import ray_session
 
 there = sys.argv[1]
 

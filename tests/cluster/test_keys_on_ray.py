@@ -43,7 +43,7 @@ def test_a_key_of_the_node_is_used_and_left_nowhere(
     import ray
     from evaluation_server import EvaluationServer
 
-    from stairstep.cluster import train_on_ray
+    from stairstep.cluster.train import train_on_ray
     from stairstep.records import read_json_lines
 
     key = os.environ[node_key]

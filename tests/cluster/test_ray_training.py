@@ -20,12 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stairstep.cluster import train_on_ray
+from stairstep.cluster.train import train_on_ray
 from stairstep.objectives import ProcessGroup
 from stairstep.records import MetricLog, RunFolder, comparable, is_volatile, read_json, series
 from stairstep.settings import InputError, TrainingError, UnreachableError
 from stairstep.tasks import Recipe
-from stairstep.tasks.run import Finished, train
+from stairstep.tasks.opening import Finished
+from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -228,10 +229,11 @@ def with_train(body: Callable[[ProcessGroup], Any]) -> Callable[[dict[str, Any]]
     """The workers' function with another training in it; Ray carries it to the workers by value."""
 
     def work(config: dict[str, Any]) -> Any:
-        from stairstep.cluster import work as module
+        from stairstep.cluster.work import work as real
+        from stairstep.tasks import run
 
-        module.train = lambda recipe, workers, reported: body(workers)  # type: ignore[assignment]
-        return module.work(config)
+        run.train = lambda recipe, workers, reported: body(workers)  # type: ignore[assignment]
+        return real(config)
 
     return work
 

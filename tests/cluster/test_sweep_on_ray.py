@@ -51,7 +51,7 @@ def run(sweep: SweepFolder, space: Space, base: Recipe, limits: Limits | None = 
         at_once = room_for(base, session, None)
         assert at_once == 4  # CPUs of this Ray
         why = sweep_on_ray(
-            sweep, space, base, maker_of(sweep, space), at_once=at_once, limits=limits or Limits(), reader_url=None, told=told.append
+            sweep, space, base, maker_of(sweep, space), at_once=at_once, limits=limits or Limits(), served=None, told=told.append
         )
     return why, told
 

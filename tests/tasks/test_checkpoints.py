@@ -18,9 +18,10 @@ from stairstep.models.load import load_encoder
 from stairstep.records import RunFolder, digest_of_folder, read_json
 from stairstep.settings import InputError
 from stairstep.tasks.loading import tile_reader
+from stairstep.tasks.opening import Finished
 from stairstep.tasks.recipe import Recipe
 from stairstep.tasks.retrieval import RetrievalTask
-from stairstep.tasks.run import Finished, train
+from stairstep.tasks.run import train
 from stairstep.tiles import patches
 from stairstep.training import EvaluationReport
 

@@ -12,7 +12,7 @@ import pytest
 from stairstep.records import RunFolder
 from stairstep.settings import RecipeError, build, from_plain, to_plain, to_yaml
 from stairstep.tasks import Recipe, load_recipe, recipe_digest
-from stairstep.tasks.run import open_run
+from stairstep.tasks.opening import open_run
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP_KEYS = ["run", "task", "data", "tiles", "model", "objective", "optim", "phases", "evaluation", "checkpoints", "trackers", "cluster"]

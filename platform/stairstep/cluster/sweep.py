@@ -21,8 +21,9 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.records import Claim, StopFlag
-from stairstep.settings import InputError, TrainingError
+from stairstep.settings import InputError, TrainingError, to_plain
 from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
 from stairstep.sweeps.plan import TrialMaker, write_trial
 from stairstep.sweeps.scores import best_score, scores
@@ -63,7 +64,7 @@ def sweep_on_ray(
     *,
     at_once: int,
     limits: Limits,
-    reader_url: str | None,
+    served: RemoteReaderSettings | None,
     told: Callable[[str], None],
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing."""
@@ -72,7 +73,7 @@ def sweep_on_ray(
         storage = sweep.path / ".ray"
         shutil.rmtree(storage, ignore_errors=True)
         _again(sweep)
-        tuner = _tuner(sweep, space, recipe, maker, at_once, reader_url, storage)
+        tuner = _tuner(sweep, space, recipe, maker, at_once, served, storage)
         ended: dict[str, Any] = {}
 
         def fit() -> None:
@@ -102,9 +103,9 @@ def sweep_on_ray(
 
 
 def _tuner(
-    sweep: SweepFolder, space: Space, recipe: Recipe, maker: TrialMaker, at_once: int, reader_url: str | None, storage: Path
+    sweep: SweepFolder, space: Space, recipe: Recipe, maker: TrialMaker, at_once: int, served: RemoteReaderSettings | None, storage: Path
 ) -> tune.Tuner:
-    fixed = {"sweep": str(sweep.path.resolve()), "reader": reader_url}
+    fixed = {"sweep": str(sweep.path.resolve()), "reader": served and to_plain(served)}
     suggested = isinstance(space.search, OptunaSearchSettings)
     names = [one.name for one in sweep.trials()]
     return tune.Tuner(

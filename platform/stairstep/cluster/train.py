@@ -27,8 +27,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from stairstep.records import Claim, RunFolder, StopFlag
 from stairstep.settings import InputError, UnreachableError, to_plain
 from stairstep.tasks import ClusterSettings, Recipe
+from stairstep.tasks.opening import Finished, open_run
 from stairstep.tasks.resolve import run_folder_path
-from stairstep.tasks.run import Finished, open_run
 from stairstep.training import Outcome
 
 from .losses import Loss, loss_of, timed_out

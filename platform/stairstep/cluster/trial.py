@@ -15,8 +15,9 @@ from typing import Any
 
 from ray import tune
 
+from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.records import logging_setup
-from stairstep.settings import StairstepError
+from stairstep.settings import StairstepError, build, from_plain
 from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
 from stairstep.sweeps.plan import in_sweep, read_trial_recipe
 from stairstep.sweeps.scores import scores
@@ -39,7 +40,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
     watched.look(recorded=True)
     if watched.record.state in ("finished", "stopped") or sweep.asked_to_stop(ALL):
         return
-    watched.train(in_sweep(read_trial_recipe(sweep, config[TRIAL], config["reader"]), sweep.path, config[TRIAL]))
+    served = config["reader"] and build(RemoteReaderSettings, from_plain(config["reader"], "the served reader"))
+    watched.train(in_sweep(read_trial_recipe(sweep, config[TRIAL], served), sweep.path, config[TRIAL]))
 
 
 class _Watched:

@@ -24,7 +24,6 @@ from stairstep.settings import InputError, StairstepError, TrainingError, build,
 from stairstep.settings import errors as project_errors
 from stairstep.tasks import Recipe
 from stairstep.tasks.resolve import run_folder_path
-from stairstep.tasks.run import train
 
 from .screen import on_screen
 
@@ -44,6 +43,8 @@ class WorkerDefect(RuntimeError):
 
 def work(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train as one of several workers; returns the outcome."""
+    from stairstep.tasks.run import train  # here: Ray's controller loads this module too, and needs no model library
+
     recipe = build(Recipe, from_plain(config["recipe"], "recipe"))
     path = run_folder_path(recipe)
     workers = ProcessGroup()

@@ -20,8 +20,6 @@ import numpy as np
 
 from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.evaluation.settings import LocalReaderSettings
-from stairstep.models.digest import folder_identity, of_json
-from stairstep.models.sources import locate
 from stairstep.records import write_atomically
 from stairstep.records.resume import ABSENT
 from stairstep.settings import InputError, RecipeError, to_plain, to_yaml
@@ -152,21 +150,12 @@ def write_trial(sweep: SweepFolder, planned: Planned) -> None:
     sweep.write_trial(planned.record)
 
 
-def read_trial_recipe(sweep: SweepFolder, name: str, reader_url: str | None) -> Recipe:
-    """A trial's recipe; `reader_url`: where its reader, which it would load itself when run alone, is served for the whole sweep."""
+def read_trial_recipe(sweep: SweepFolder, name: str, served: RemoteReaderSettings | None) -> Recipe:
+    """A trial's recipe; `served`: how the reader is asked that is served for the whole sweep, and that the recipe alone would load itself."""
     recipe = load_recipe(sweep.recipe_path(name))
-    reader = recipe.evaluation.reader
-    if reader_url is None or not isinstance(reader, LocalReaderSettings):
+    if served is None or not isinstance(recipe.evaluation.reader, LocalReaderSettings):
         return recipe
-    return replace(recipe, evaluation=replace(recipe.evaluation, reader=served_reader(reader, reader_url)))
-
-
-def served_reader(reader: LocalReaderSettings, url: str) -> RemoteReaderSettings:
-    """A local reader as it is asked where it is served; its weights stand in the revision, so that other weights are asked anew."""
-    weights = of_json(folder_identity(locate(reader.model, None, "evaluation.reader.model").folder))
-    return RemoteReaderSettings(
-        model=reader.model, base_url=url, revision=weights[:16], system=reader.system, max_new_tokens=reader.max_new_tokens, concurrency=4
-    )
+    return replace(recipe, evaluation=replace(recipe.evaluation, reader=served))
 
 
 # --- points

@@ -18,9 +18,9 @@ from stairstep.records import RunFolder
 from stairstep.records.resume import check_same_recipe
 from stairstep.settings import InputError, to_plain
 
+from .opening import Finished, outcome_line
 from .recipe import Recipe, load_recipe
 from .resolve import resolve, run_folder_path
-from .run import Finished, outcome_line
 
 METRICS = ("hit@1",)
 

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +20,11 @@ from stairstep.evaluation.question_set import open_store
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
-from stairstep.settings import InputError, RecipeError, build, from_plain, to_plain
+from stairstep.settings import InputError, RecipeError, to_plain
 from stairstep.training import Cadence, NonFiniteError, Outcome, Task, Trainer
 
 from .loading import load_rows, tile_reader
+from .opening import Finished, open_run
 from .packed import open_archives
 from .recipe import Recipe, RetrievalTaskSettings
 from .resolve import run_folder_path
@@ -34,14 +34,6 @@ from .tile_check import QUARANTINE, check_tiles
 _LOG = logging.getLogger(__name__)
 TRAINER_TENSORS = "trainer.safetensors"
 TRAINER_RECORD = "trainer.json"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a run ended, and where it lies."""
-
-    outcome: Outcome
-    folder: Path
 
 
 class RunTask(Task, Protocol):
@@ -193,37 +185,6 @@ def _failure_in_status(folder: RunFolder | None) -> Iterator[None]:
         raise
 
 
-def open_run(folder: RunFolder, recipe: Recipe) -> int:
-    """Make a claimed folder ready for this recipe's run, new or going on, or refuse; returns the step that it goes on from."""
-    resume = recipe.run.resume
-    if resume == "auto" and _nothing_done(folder):
-        resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
-    opening = folder.open_for(to_plain(recipe), resume, _completed)
-    if opening.state == "finished":
-        raise InputError(
-            f"{folder.path}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
-            "to delete it and start anew"
-        )
-    (folder.path / "stop").unlink(missing_ok=True)
-    folder.set_status("preparing", opening.from_step, recipe.optim.steps)
-    return opening.from_step
-
-
-def _completed(plain: dict[str, Any]) -> dict[str, Any]:
-    """A stored recipe with the defaults of today's keys: a run goes on after an upgrade. One that no longer builds stays as it is."""
-    try:
-        return to_plain(build(Recipe, from_plain(plain, "the run's recipe.yaml")))
-    except RecipeError:
-        return plain
-
-
-def _nothing_done(folder: RunFolder) -> bool:
-    """Whether a run was begun here that came to neither a measurement nor a step."""
-    status = folder.status if folder.holds_run() else None
-    logged = folder.metrics.path
-    return status is not None and status.state in ("preparing", "failed") and not (logged.exists() and logged.stat().st_size)
-
-
 def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Trainer, task: RunTask, console: bool) -> Outcome:
     outcome: Outcome | None = None
     try:
@@ -290,11 +251,3 @@ def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -
 
 def _line(step: int, values: Mapping[str, Any]) -> str:
     return f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-
-
-def outcome_line(finished: Finished) -> str:
-    """The last line that a person reads of a run."""
-    outcome = finished.outcome
-    best = f"; best on the selection split: step {outcome.best_step} ({outcome.best_score:.3f})" if outcome.best_step is not None else ""
-    further = "; the same command goes on from there" if outcome.reason == "stopped" else ""
-    return f"{outcome.reason} at step {outcome.step}{best}{further}; {finished.folder}"

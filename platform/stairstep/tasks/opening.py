@@ -1,0 +1,63 @@
+"""How a run begins and how it ended: its folder opened for a recipe or refused, and the last line that a person reads.
+
+Apart from run.py, because whoever only places a run (under Ray: two processes of each) needs no model library for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stairstep.records import RunFolder
+from stairstep.settings import InputError, RecipeError, build, from_plain, to_plain
+from stairstep.training import Outcome
+
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run ended, and where it lies."""
+
+    outcome: Outcome
+    folder: Path
+
+
+def open_run(folder: RunFolder, recipe: Recipe) -> int:
+    """Make a claimed folder ready for this recipe's run, new or going on, or refuse; returns the step that it goes on from."""
+    resume = recipe.run.resume
+    if resume == "auto" and _nothing_done(folder):
+        resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
+    opening = folder.open_for(to_plain(recipe), resume, _completed)
+    if opening.state == "finished":
+        raise InputError(
+            f"{folder.path}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
+            "to delete it and start anew"
+        )
+    (folder.path / "stop").unlink(missing_ok=True)
+    folder.set_status("preparing", opening.from_step, recipe.optim.steps)
+    return opening.from_step
+
+
+def _completed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the defaults of today's keys: a run goes on after an upgrade. One that no longer builds stays as it is."""
+    try:
+        return to_plain(build(Recipe, from_plain(plain, "the run's recipe.yaml")))
+    except RecipeError:
+        return plain
+
+
+def _nothing_done(folder: RunFolder) -> bool:
+    """Whether a run was begun here that came to neither a measurement nor a step."""
+    status = folder.status if folder.holds_run() else None
+    logged = folder.metrics.path
+    return status is not None and status.state in ("preparing", "failed") and not (logged.exists() and logged.stat().st_size)
+
+
+def outcome_line(finished: Finished) -> str:
+    """The last line that a person reads of a run."""
+    outcome = finished.outcome
+    best = f"; best on the selection split: step {outcome.best_step} ({outcome.best_score:.3f})" if outcome.best_step is not None else ""
+    further = "; the same command goes on from there" if outcome.reason == "stopped" else ""
+    return f"{outcome.reason} at step {outcome.step}{best}{further}; {finished.folder}"
