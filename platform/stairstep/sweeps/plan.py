@@ -151,7 +151,7 @@ def write_trial(sweep: SweepFolder, planned: Planned) -> None:
 
 
 def read_trial_recipe(sweep: SweepFolder, name: str, served: RemoteReaderSettings | None) -> Recipe:
-    """A trial's recipe; `served`: how the reader is asked that is served for the whole sweep, and that the recipe alone would load itself."""
+    """A trial's recipe; `served`: how the reader that it would load itself, run alone, is asked where one is served for the sweep."""
     recipe = load_recipe(sweep.recipe_path(name))
     if served is None or not isinstance(recipe.evaluation.reader, LocalReaderSettings):
         return recipe
