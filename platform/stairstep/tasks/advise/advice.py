@@ -15,13 +15,13 @@ from stairstep.settings import InputError, build, from_plain, merge, to_plain
 from stairstep.tiles.geometry import FACTOR
 
 from ..doctor import Patient
-from ..doctor.estimate import chunk_bytes, memory_estimate, trained_count
+from ..doctor.estimate import MemoryEstimate, chunk_bytes, memory_estimate, trained_count
 from ..doctor.machine import size
 from ..doctor.models import hub_folder
 from ..recipe import Recipe, RetrievalTaskSettings
 from .facts import Facts, read_facts
 from .memory import MARGIN, Budget, Memory, costliest, largest_budget, with_budget
-from .rules import Proposal, propose_batch, propose_rank, propose_rate, propose_warmup
+from .rules import Basis, Proposal, propose_batch, propose_rank, propose_rate, propose_warmup
 from .trial import Trial, items_of, trial_step
 
 _LOG = logging.getLogger(__name__)
@@ -70,11 +70,12 @@ def advise(recipe: Recipe, memory: Memory) -> Advice:
     planned = _plan(advised, model, facts, memory, 1.0)
     trial, said = _try(planned[0], model, facts, memory)
     if trial is not None and trial.measured is not None:
-        ratio = trial.measured / _estimated(planned[0], model, facts, trial)
+        ratio = trial.measured / _estimated(planned[0], model, facts, memory, trial)
         planned = _plan(advised, model, facts, memory, ratio)
         said = _compared(trial, ratio)
     advised, budget, checkpointing = planned
-    proposals += _of_memory(budget, checkpointing, memory, trial)
+    alone = memory_estimate(advised, model, None, facts.texts, memory.kind)
+    proposals += _of_memory(budget, alone, checkpointing, memory, trial)
     written = (
         ("model", f"{recipe.model.base}: {parameters:,} parameters, {trained_count(model):,} trained at the proposed rank"),
         ("data", facts.said),
@@ -127,7 +128,9 @@ def _plan(recipe: Recipe, model: nn.Module, facts: Facts, memory: Memory, ratio:
     )
 
 
-def _of_memory(budget: Budget, checkpointing: bool, memory: Memory, trial: Trial | None) -> list[Proposal]:
+def _of_memory(budget: Budget, alone: MemoryEstimate, checkpointing: bool, memory: Memory, trial: Trial | None) -> list[Proposal]:
+    """The proposals that memory decides; `alone`: the estimate with tiles as large as the recipe lets one be."""
+    basis: Basis
     basis, corrected = ("measured", ", a chunk as large as the trial measured it") if trial and trial.measured else ("estimated", "")
     numbers = {"memory": float(memory.total), "estimate": float(budget.estimate.total), "items": float(budget.items)}
     further = (
@@ -139,13 +142,15 @@ def _of_memory(budget: Budget, checkpointing: bool, memory: Memory, trial: Trial
         f"the largest that leaves {1 - MARGIN:.0%} of {size(memory.total)} free{corrected}: {budget.estimate.chunk} at once, about "
         f"{size(budget.estimate.total)} in all; {further}"
     )
+    if alone.total > MARGIN * memory.total:
+        rule += f". Not so for tiles as large as the recipe lets one be, {alone.chunk}: they would need {size(alone.total)}"
     found = [
         Proposal("objective.gradcache.chunk_tokens", budget.tokens, basis, rule, numbers),
         Proposal("objective.gradcache.chunk_items", None, "our rule", "the tokens bound a chunk, whatever the sizes of its tiles"),
     ]
     if checkpointing:
         found.append(
-            Proposal(CHECKPOINTING, True, basis, "without it not one document fits, or the recipe says it: the same result, slower")
+            Proposal(CHECKPOINTING, True, basis, "not one document fits without it, or the recipe has it: the same result, slower")
         )
     return found
 
@@ -167,13 +172,12 @@ def _try(recipe: Recipe, model: nn.Module, facts: Facts, memory: Memory) -> tupl
     return trial, f"{trial.how}: the memory is estimated (a chunk of {trial.items} tiles took {trial.seconds:.2f} s)"
 
 
-def _estimated(recipe: Recipe, model: nn.Module, facts: Facts, trial: Trial) -> float:
+def _estimated(recipe: Recipe, model: nn.Module, facts: Facts, memory: Memory, trial: Trial) -> float:
     """The estimate of the very chunk that was tried."""
     tile = facts.tile or _square(recipe.tiles.max_visual_tokens)
     alone = replace(recipe, phases=replace(recipe.phases, text_warmup_steps=0, text_mix=0.0, text_curriculum=()))
     cost = costliest(alone, tile, ())
-    kind = "cpu" if recipe.cluster.device == "cpu" else "cuda"
-    return chunk_bytes(with_budget(alone, trial.items * cost), model, tile, (), kind)[0]
+    return chunk_bytes(with_budget(alone, trial.items * cost), model, tile, (), memory.kind)[0]
 
 
 def _compared(trial: Trial, ratio: float) -> str:
@@ -196,6 +200,6 @@ def _length(recipe: Recipe, facts: Facts) -> str:
         return f"{recipe.optim.steps} steps"
     epochs = recipe.optim.steps * recipe.optim.batch / sum(facts.sizes)
     return (
-        f"{recipe.optim.steps} steps of {recipe.optim.batch} rows are {epochs:.2g} epochs, and that is left as it is: seed 001 asks for 5 epochs, "
-        "seed 000 trained 0.2 of one"
+        f"{recipe.optim.steps} steps of {recipe.optim.batch} rows are {epochs:.2g} epochs, and that is left as it is: "
+        "seed 001 asks for 5 epochs, seed 000 trained 0.2 of one"
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from stairstep.data import counts_of, read_pairs
-from stairstep.settings import DataError, RecipeError, TileError
+from stairstep.settings import InputError
 
 from ..batches import article_from
 from ..doctor import Patient, inputs
@@ -37,9 +37,7 @@ class Facts:
         def filled(batch: int) -> bool:
             try:
                 taken = counts_of(recipe.data.train, batch)
-            except RecipeError:
-                return False
-            except ValueError:
+            except InputError:
                 return False
             return all(count <= size for count, size in zip(taken, self.sizes, strict=True))
 
@@ -54,7 +52,7 @@ def read_facts(recipe: Recipe) -> Facts:
         sources = [read_pairs(one, roots, base, resolved.data.hard_negatives) for one in resolved.data.train]
         quick = Patient(resolved, deep=False, resolved=True)
         inputs.pairs(quick)
-    except (RecipeError, DataError) as error:
+    except InputError as error:
         return Facts(f"not read, so that published values and the recipe's largest tile stand in for it: {error}")
     rows = [row for source in sources for row in source]
     articles = [article_from(row.positive) for row in rows]
@@ -75,6 +73,10 @@ def _largest_tile(patient: Patient) -> tuple[tuple[int, int] | None, str]:
     """The largest of the few tiles that the doctor's quick part decodes."""
     try:
         answer = inputs.tiles(patient)
-    except (NotLooked, DataError, TileError) as error:
+    except (NotLooked, InputError) as error:
         return None, f"no tile was looked at ({error})"
-    return patient.tile_size, answer.said
+    if patient.tile_size is None:
+        return None, f"no tile could be decoded ({answer.said})"
+    height, width = patient.tile_size
+    tokens = patient.recipe.tiles.geometry().visual_tokens(height, width)
+    return patient.tile_size, f"the largest tile of a small sample is {width}×{height} pixels after resizing, {tokens} visual tokens"

@@ -70,9 +70,10 @@ def propose_rate(parameters: float, now: float) -> Proposal:
         return Proposal(key, now, "kept", _too_far(parameters), {"parameters": parameters})
     mine, other = float(f"{rate_of_000(parameters):.2g}"), rate_of_001(parameters)
     rule = (
-        f"seed 000's {RATE_000:g} at 2.1B (single vectors, as here), moved to {_size(parameters)} along seed 001's table (7e-05 at 0.5B, 5e-05 at 1B, 3e-05 "
-        f"at 3B, log-log between, level beyond). The two disagree: seed 001's own rate here would be {other:.2g}, {other / mine:.1f} times as "
-        "much (late interaction, a base that was no retriever); sweep from the one to the other"
+        f"seed 000's {RATE_000:g} at 2.1B (single vectors, as here), moved to {_size(parameters)} along seed 001's table "
+        "(7e-05 at 0.5B, 5e-05 at 1B, 3e-05 at 3B, straight lines between the logarithms, level beyond). The two disagree: seed 001's own "
+        f"rate here would be {other:.2g}, {other / mine:.1f} times as much (late interaction, a base that was no retriever); "
+        "sweep from the one to the other"
     )
     basis: Basis = "published" if mine == RATE_000 else "interpolated"
     return Proposal(key, mine, basis, rule, {"parameters": parameters, "seed_000": mine, "seed_001": other})
@@ -97,8 +98,8 @@ def propose_warmup(steps: int) -> Proposal:
     """Warmup of the schedule, in steps."""
     value = min(steps, max(1, round(steps * WARMUP_000 / STEPS_000))) if steps else 0
     rule = (
-        f"seed 000's share of the run ({WARMUP_000} of {STEPS_000} steps) of {steps} steps. Seed 001 says 100 steps in its script and 198 in its "
-        "optimizer's output, of a run whose length it does not state"
+        f"seed 000's share of the run ({WARMUP_000} of {STEPS_000} steps) of {steps} steps. "
+        "Seed 001 says 100 steps in its script and 198 in its optimizer's output, of a run whose length it does not state"
     )
     return Proposal("optim.schedule.warmup_steps", value, "published" if steps == STEPS_000 else "interpolated", rule, {"steps": steps})
 
@@ -130,7 +131,10 @@ def propose_batch(counts: Sequence[int], now: int, fits: Callable[[int], bool], 
 
     `fits`: whether the recipe's sources can fill such a batch; `documents`: of a row, its hard negatives among them."""
     key, what = "optim.batch", "articles" if articles else "tiles"
-    cost = f"Memory does not bound it (GradCache); time does: a step encodes {documents + 1} items a row, and nothing published shows a gain above {BATCH}"
+    cost = (
+        f"Memory does not bound it (GradCache); time does: a step encodes {documents + 1} items a row, "
+        f"and nothing published shows a gain above {BATCH}"
+    )
     if not counts:
         return Proposal(key, BATCH, "published", f"{BATCH}, the effective batch of seed 000 and of seed 001; the data was not read. {cost}")
     rows = sum(counts)
@@ -138,8 +142,8 @@ def propose_batch(counts: Sequence[int], now: int, fits: Callable[[int], bool], 
     allowed = [one for one in powers if one * LEAST_BATCHES <= rows and distinct_share(counts, one) >= LEAST_DISTINCT and fits(one)]
     numbers = {"rows": float(rows), what: float(len(counts))}
     bounds = (
-        f"the largest power of two up to {BATCH} (the effective batch of seed 000 and of seed 001) with at least {LEAST_BATCHES} batches an epoch and "
-        f"{LEAST_DISTINCT:.0%} of its rows of distinct {what}: others are no negatives, or false ones; "
+        f"the largest power of two up to {BATCH} (the effective batch of seed 000 and of seed 001) with at least {LEAST_BATCHES} batches "
+        f"an epoch and {LEAST_DISTINCT:.0%} of its rows of distinct {what}: others are no negatives, or false ones; "
     )
     if not allowed:
         return Proposal(

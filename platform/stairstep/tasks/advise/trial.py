@@ -2,12 +2,14 @@
 
 The estimate of a chunk is held against what the chunk alone took: the weights and one gradient of each are in memory before it is
 measured, by a smaller chunk that also loads the libraries. On a GPU it is the allocator's own peak. On a CPU it is the growth of the
-resident set up to its high-water mark, which Linux lets a process set back; growth of less than `LEAST_GROWTH` is not told apart from what the
-memory allocator keeps for itself and counts as not measured, as does any other system.
+resident set up to its high-water mark, which Linux lets a process set back, after the C library has given back what it holds unused. Growth
+of less than `LEAST_GROWTH` drowns in what else a process does and counts as not measured, as does any other system or C library.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 import time
 from collections.abc import Callable
@@ -102,6 +104,12 @@ def _on_gpu(device: torch.device) -> Callable[[], int]:
 
 def _in_resident_set() -> Callable[[], int] | None:
     """What the resident set grows by from here on, at its highest; None where that cannot be known."""
+    gc.collect()
+    try:
+        # Memory that was freed and is still held would be used again unseen.
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+    except (OSError, AttributeError):
+        return None
     before = _resident("VmRSS")
     try:
         _RESET.write_text("5")  # sets the high-water mark back to what is resident now
