@@ -127,7 +127,7 @@ def v8r() -> Recipe:
 def test_more_memory_never_gives_a_smaller_budget_and_the_proposed_one_just_fits(v8r: Recipe) -> None:
     model, _ = build_on_meta(v8r.model)
     tile, budgets = (1024, 864), []
-    for gib in (12, 16, 24, 40, 48, 80, 141, 10_000):
+    for gib in (12, 24, 48, 80, 10_000):
         memory = gpu(gib)
         found = planning.largest_budget(v8r, model, tile, [], memory)
         budgets.append(found.tokens if found else 0)
@@ -141,7 +141,7 @@ def test_more_memory_never_gives_a_smaller_budget_and_the_proposed_one_just_fits
             more = memory_estimate(planning.with_budget(v8r, found.tokens + cost), model, tile, [], "cuda").total
             assert more == found.further.total > room
     assert budgets == sorted(budgets)
-    assert len(set(budgets)) > 5
+    assert len(set(budgets)) > 3
     assert budgets[0] == 0 and budgets[-1] == 64 * 3 * (864 + 32)
 
 
