@@ -16,6 +16,7 @@ from stairstep.models.load import build_on_meta, load_encoder
 from stairstep.settings import InputError, to_plain
 from stairstep.tasks import Recipe, load_recipe
 from stairstep.tasks.advise import Advice, Memory, advise, fragment, memory_of, rules, show, trial, write_fragment
+from stairstep.tasks.advise import advice as advice_module
 from stairstep.tasks.advise import memory as planning
 from stairstep.tasks.advise.advice import value_at
 from stairstep.tasks.doctor.estimate import chunk_bytes, memory_estimate
@@ -253,6 +254,37 @@ def test_the_fragment_extends_the_recipe_and_holds_the_values(tmp_path: Path) ->
 
 
 # --- the trial step
+
+
+def test_a_model_too_slow_for_this_cpu_is_only_estimated(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = recipe()
+    monkeypatch.setattr(advice_module, "WORK_ON_CPU", 1e3)
+    advice = advise(given, memory_of(given))
+    assert advice.trial is None and "a CPU would need minutes" in dict(advice.facts)["trial"]
+
+
+def test_a_device_that_is_full_is_one_message(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    given = recipe()
+    monkeypatch.setattr(advice_module, "load_encoder", full)
+    with pytest.raises(InputError, match="found no room for one tile of 6 visual tokens"):
+        advise(given, memory_of(given))
+
+
+def test_a_chunk_that_was_measured_larger_makes_the_budget_smaller(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = recipe("model.base=tiny-embedder", "tiles.max_visual_tokens=64", "data.roots=[nowhere]", "optim.batch=64")
+    memory = replace(memory_of(given), total=4 * 2**30)
+    before = advise(given, replace(memory, device=None))
+    heavy = 4 * before.budget.estimate.parts["one chunk"]
+    monkeypatch.setattr(
+        advice_module, "trial_step", lambda recipe, encoder, tile, items: trial.Trial(before.budget.items, heavy, 1.0, "as the test says")
+    )
+    after = advise(given, memory)
+    assert before.budget.items / 5 < after.budget.items < before.budget.items / 3
+    assert {one.basis for one in after.proposals if one.key == "objective.gradcache.chunk_tokens"} == {"measured"}
+    assert "as the test says" in show(after) and "4.00 times its estimate" in show(after).replace("\n        ", " ")
 
 
 @pytest.mark.skipif(not trial._RESET.exists(), reason="this system does not show a process its memory")

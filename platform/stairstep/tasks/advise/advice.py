@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from stairstep.models.load import load_encoder
@@ -15,9 +16,10 @@ from stairstep.settings import InputError, build, from_plain, merge, to_plain
 from stairstep.tiles.geometry import FACTOR
 
 from ..doctor import Patient
-from ..doctor.estimate import MemoryEstimate, chunk_bytes, memory_estimate, trained_count
+from ..doctor.estimate import TEMPLATE_TOKENS, MemoryEstimate, chunk_bytes, memory_estimate, trained_count
 from ..doctor.machine import size
 from ..doctor.models import hub_folder
+from ..flops import forward_and_backward
 from ..recipe import Recipe, RetrievalTaskSettings
 from .facts import Facts, read_facts
 from .memory import MARGIN, Budget, Memory, costliest, largest_budget, with_budget
@@ -25,6 +27,7 @@ from .rules import Basis, Proposal, propose_batch, propose_rank, propose_rate, p
 from .trial import Trial, items_of, trial_step
 
 _LOG = logging.getLogger(__name__)
+WORK_ON_CPU = 2e12  # operations of a trial step there; what a chunk takes grows with its tiles, so that a small one will do
 CHECKPOINTING = "model.gradient_checkpointing"
 
 
@@ -164,11 +167,22 @@ def _try(recipe: Recipe, model: nn.Module, facts: Facts, memory: Memory) -> tupl
     settings = recipe.model
     if locate_here(settings.base, settings.revision, "model.base") is None and hub_folder(settings.base, settings.revision) is None:
         return None, f"none: {settings.base} is not in the hub's cache (python -m jobs.fetch brings it), the memory is estimated"
-    _LOG.info("a trial step on %s", memory.said)
-    encoder = load_encoder(settings, memory.device, trainable=True, seed=recipe.run.seed)
     tile = facts.tile or _square(recipe.tiles.max_visual_tokens)
+    visual = recipe.tiles.geometry().visual_tokens(*tile)
+    work = sum(one.of(visual + TEMPLATE_TOKENS, visual) for one in forward_and_backward(model))
+    if memory.kind == "cpu" and work > WORK_ON_CPU:
+        return None, "none: a CPU would need minutes for one tile of this model, the memory is estimated"
+    _LOG.info("a trial step on %s", memory.said)
     documents = recipe.optim.batch * (1 + recipe.data.hard_negatives)
-    trial = trial_step(recipe, encoder, tile, items_of(recipe, encoder, tile, documents))
+    try:
+        encoder = load_encoder(settings, memory.device, trainable=True, seed=recipe.run.seed)
+        items = items_of(recipe, encoder, tile, documents)
+        trial = trial_step(recipe, encoder, tile, min(items, int(WORK_ON_CPU // work)) if memory.kind == "cpu" else items)
+    except torch.cuda.OutOfMemoryError:
+        raise InputError(
+            f"the estimate says that this recipe fits into {memory.said}, but the trial step found no room for one tile of {visual} visual "
+            "tokens; see what else is on the device, or lower tiles.max_visual_tokens"
+        ) from None
     return trial, f"{trial.how}: the memory is estimated (a chunk of {trial.items} tiles took {trial.seconds:.2f} s)"
 
 

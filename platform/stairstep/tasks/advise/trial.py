@@ -25,7 +25,6 @@ from stairstep.objectives.chunks import cut
 from ..recipe import Recipe
 
 LEAST_GROWTH = 64 * 2**20
-TOKENS_ON_CPU = 8192  # of a trial; what a chunk takes grows with its tokens, and a CPU is slow
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -41,9 +40,6 @@ class Trial:
 
 def trial_step(recipe: Recipe, encoder: Encoder, tile: tuple[int, int], items: int) -> Trial:
     """Measure a chunk of at most `items` tiles; where the device has no room for as many, of half as many, and so on down to one."""
-    device = encoder.device
-    if device.type == "cpu":
-        items = max(1, min(items, TOKENS_ON_CPU // encoder.tile_tokens(*tile)))
     encoder.train()
     generator = torch.Generator().manual_seed(recipe.run.seed)
     try:
