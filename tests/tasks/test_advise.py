@@ -70,7 +70,7 @@ def test_far_from_what_is_published_the_recipes_own_values_stand(parameters: flo
     found = [rules.propose_rate(parameters, 3e-3), *rules.propose_rank(parameters, 7, 21.0)]
     assert [one.value for one in found] == [3e-3, 7, 21.0]
     assert {one.basis for one in found} == {"kept"}
-    assert all("nothing is published" in one.rule for one in found)
+    assert all("nothing is published" in one.rule for one in found[:2])
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(350, 20), (80, 5), (35, 2), (1, 1), (0, 0), (3500, 200)])
@@ -196,6 +196,16 @@ def test_a_small_device_gets_checkpointing_and_a_smaller_one_a_refusal() -> None
     assert advice.advised.model.gradient_checkpointing
     with pytest.raises(InputError, match=r"does not fit into the device .*tiles.max_visual_tokens"):
         advise(load_recipe(V8R, overrides), gpu(4))
+
+
+def test_a_budget_that_holds_the_whole_batch_already_stays(recipe: MakeRecipe) -> None:
+    memory = replace(memory_of(recipe()), device=None)
+    kept = advise(recipe("objective.gradcache.chunk_tokens=8192"), memory)
+    assert value(kept, "objective.gradcache.chunk_tokens") == 8192 and kept.budget.tokens < 8192
+    raised = advise(recipe("objective.gradcache.chunk_tokens=100"), memory)
+    assert value(raised, "objective.gradcache.chunk_tokens") == raised.budget.tokens > 100
+    bounded = advise(recipe("objective.gradcache={chunk_tokens: 8192, chunk_items: 2}"), memory)
+    assert value(bounded, "objective.gradcache.chunk_tokens") == bounded.budget.tokens
 
 
 def test_what_there_is_no_advice_for(recipe: MakeRecipe) -> None:

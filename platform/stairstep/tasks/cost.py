@@ -2,7 +2,7 @@
 
 Time is operations over speed. Operations come from shapes (flops.py); speed is that of a short matrix product on this device in the
 recipe's numbers, times a share of it that a run is taken to reach. Only the CPU's share was ever held against real runs, and fitted to
-them: thirteen of the tiny embedder, whose updates took 0.8 to 2.7 times their estimate (half of them less than 1.1) and whose evaluations
+them: thirteen of the tiny embedder, whose updates took 0.8 to 2.7 times their estimate (half of them less than 1.15) and whose evaluations
 0.6 to 1.5 times, on two cores that other work shared. The GPU's share is a guess. Loading, decoding, checkpoints and waiting for a reader
 elsewhere are not in it. Calls are upper bounds: what the ledger knows is not asked again.
 """

@@ -78,7 +78,7 @@ def advise(recipe: Recipe, memory: Memory) -> Advice:
         said = _compared(trial, ratio)
     advised, budget, checkpointing = planned
     alone = memory_estimate(advised, model, None, facts.texts, memory.kind)
-    proposals += _of_memory(budget, alone, checkpointing, memory, trial)
+    proposals += _of_memory(recipe, budget, alone, checkpointing, memory, trial)
     written = (
         ("model", f"{recipe.model.base}: {parameters:,} parameters, {trained_count(model):,} trained at the proposed rank"),
         ("data", facts.said),
@@ -131,7 +131,9 @@ def _plan(recipe: Recipe, model: nn.Module, facts: Facts, memory: Memory, ratio:
     )
 
 
-def _of_memory(budget: Budget, alone: MemoryEstimate, checkpointing: bool, memory: Memory, trial: Trial | None) -> list[Proposal]:
+def _of_memory(
+    recipe: Recipe, budget: Budget, alone: MemoryEstimate, checkpointing: bool, memory: Memory, trial: Trial | None
+) -> list[Proposal]:
     """The proposals that memory decides; `alone`: the estimate with tiles as large as the recipe lets one be."""
     basis: Basis
     basis, corrected = ("measured", ", a chunk as large as the trial measured it") if trial and trial.measured else ("estimated", "")
@@ -147,8 +149,11 @@ def _of_memory(budget: Budget, alone: MemoryEstimate, checkpointing: bool, memor
     )
     if alone.total > MARGIN * memory.total:
         rule += f". Not so for tiles as large as the recipe lets one be, {alone.chunk}: they would need {size(alone.total)}"
+    value, now = budget.tokens, recipe.objective.gradcache
+    if budget.further is None and now.chunk_items is None and now.chunk_tokens is not None and now.chunk_tokens > value:
+        value, rule = now.chunk_tokens, f"{rule}; the recipe's own holds it as well"
     found = [
-        Proposal("objective.gradcache.chunk_tokens", budget.tokens, basis, rule, numbers),
+        Proposal("objective.gradcache.chunk_tokens", value, basis, rule, numbers),
         Proposal("objective.gradcache.chunk_items", None, "our rule", "the tokens bound a chunk, whatever the sizes of its tiles"),
     ]
     if checkpointing:

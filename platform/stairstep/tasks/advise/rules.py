@@ -83,8 +83,7 @@ def propose_rank(parameters: float, rank: int, alpha: float) -> list[Proposal]:
     """LoRA's rank, and an alpha equal to it."""
     keys = "model.adapter.rank", "model.adapter.alpha"
     if not published(parameters):
-        said = _too_far(parameters)
-        return [Proposal(keys[0], rank, "kept", said), Proposal(keys[1], alpha, "kept", said)]
+        return [Proposal(keys[0], rank, "kept", _too_far(parameters)), Proposal(keys[1], alpha, "kept", "as for the rank")]
     found = rank_of(parameters)
     more = "; seed 000's run at 2.1B has 32 too" if found == RANK_000 else ""
     rule = f"seed 001: 16 below 1B parameters, 32 from 1B, 64 from 3B; this base has {_size(parameters)}{more}"
