@@ -148,6 +148,8 @@ def test_data_that_is_not_here_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     found = estimate_cost(load_recipe(ROOT / "recipes" / "v8r.yaml"))
     assert "$DATA_ROOT is not set" in found.assumptions[0]
     assert found.answer_calls == found.grade_calls == 0
+    assert found.cost is None  # its judge is paid, and nobody knows how often it would be asked
+    assert estimate_cost(load_recipe(ROOT / "recipes" / "v8r.yaml", ["evaluation.grader={kind: exact}"])).cost == 0
     assert "assumed for a GPU that is not here" in found.how and "\n" not in found.how
     assert 1 < found.device_hours < 1000
 

@@ -48,7 +48,7 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 @dataclass(frozen=True)
 class RunCost:
     """What a run takes. `device_hours`: wall hours times workers; `how`: where the time came from, on one line; calls are upper bounds;
-    `cost`: of those calls, in the unit of evaluation.prices, None where a paid endpoint has no price there."""
+    `cost`: of those calls, in the unit of evaluation.prices, None where a paid endpoint has no price there or no question set was read."""
 
     device_hours: float
     training_s: float
@@ -106,6 +106,7 @@ def cost_of(recipe: Recipe, sizes: Sizes, speed: Speed) -> RunCost:
     questions = sum(one for one, _ in sizes.sets)
     reading, unread = _reading(recipe, sizes)
     evaluation = (looks * (embedded + pairs + questions * reading) + losses) / rate
+    known = len(sizes.sets) == len(recipe.evaluation.sets)
     answers = questions * looks if recipe.evaluation.reader is not None else 0
     grades = answers if isinstance(recipe.evaluation.grader, ChatGraderSettings) else 0
     return RunCost(
@@ -115,7 +116,7 @@ def cost_of(recipe: Recipe, sizes: Sizes, speed: Speed) -> RunCost:
         how=f"operations counted from shapes, over {speed.said}, of which a run reaches {SHARES[speed.kind]:.0%} (assumed)",
         answer_calls=answers,
         grade_calls=grades,
-        cost=price_of(recipe.evaluation, answers, grades, sizes),
+        cost=price_of(recipe.evaluation, answers, grades, sizes) if known or not _is_paid(recipe.evaluation, sizes) else None,
         assumptions=(
             *sizes.said,
             *speed.notes,
@@ -154,6 +155,12 @@ def price_of(settings: EvaluationSettings, answers: int, grades: int, sizes: Siz
             return None
         total += paid
     return total
+
+
+def _is_paid(settings: EvaluationSettings, sizes: Sizes) -> bool:
+    """Whether an answered and graded question costs anything, or has no price that is known."""
+    answered = int(settings.reader is not None)
+    return price_of(settings, answered, answered, sizes) != 0
 
 
 def _paid(settings: EvaluationSettings, model: str, url: str | None, calls: int, prompt: float, completion: float) -> float | None:
