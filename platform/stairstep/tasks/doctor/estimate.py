@@ -92,31 +92,35 @@ def trained_width(recipe: Recipe) -> int:
     return 8 if recipe.model.dtype == "float64" else 4
 
 
-def memory_estimate(recipe: Recipe, model: nn.Module, tile: tuple[int, int] | None, texts: Sequence[str], device: str) -> MemoryEstimate:
-    """What one worker's device needs; `tile`: height and width of the largest resized tile, None: as large as the recipe lets one be."""
+def memory_estimate(
+    recipe: Recipe, model: nn.Module, tile: tuple[int, int] | None, texts: Sequence[str], device: str, ratio: float = 1.0
+) -> MemoryEstimate:
+    """What one worker's device needs; `tile`: height and width of the largest resized tile, None: as large as the recipe lets one be.
+
+    `ratio`: how much of its estimate a chunk really takes, where that was measured."""
     width, trained = DTYPES[recipe.model.dtype].itemsize, trained_count(model)
     frozen = sum(one.numel() for one in model.parameters()) - trained
     copies = 5 + (recipe.optim.ema_decay is not None)
-    graph = graph_bytes(recipe, model, device)
-    chunk, said = _chunk(recipe, graph, tile, texts)
-    measured = _forward(recipe, model, width)
+    estimated, said = chunk_bytes(recipe, model, tile, texts, device)
+    chunk, looking = estimated * ratio, _forward(recipe, model, width)
     keep = recipe.objective.gradcache.keep_graphs_mb
     documents = recipe.optim.batch * (1 + recipe.data.hard_negatives)
     dimension = core_of(model).config.text_config.hidden_size
     parts = {
         "base": frozen * width,
         "trained": trained * trained_width(recipe) * copies,
-        "one chunk": int(max(chunk, measured)),
+        "one chunk": int(max(chunk, looking)),
         "kept graphs": 0 if keep == "auto" else keep * 2**20,
         "batch": 4 * (4 * (documents + recipe.optim.batch) * dimension + 6 * documents * recipe.optim.batch),
         "fixed": FIXED[device],
     }
-    said = said if chunk >= measured else "a forward pass of evaluation, which takes more"
+    said = said if chunk >= looking else "a forward pass of evaluation, which takes more"
     return MemoryEstimate({name: size for name, size in parts.items() if size}, said)
 
 
-def _chunk(recipe: Recipe, graph: Graph, tile: tuple[int, int] | None, texts: Sequence[str]) -> tuple[float, str]:
-    """The heaviest chunk of documents, in bytes and in words."""
+def chunk_bytes(recipe: Recipe, model: nn.Module, tile: tuple[int, int] | None, texts: Sequence[str], device: str) -> tuple[float, str]:
+    """What the heaviest chunk of documents takes at the peak of its backward pass, in bytes and in words."""
+    graph = graph_bytes(recipe, model, device)
     found: list[tuple[float, str]] = []
     documents = recipe.optim.batch * (1 + recipe.data.hard_negatives)
     if recipe.data.train:

@@ -137,7 +137,7 @@ def tiles(patient: Patient) -> Answer:
     whole = patient.deep and recipe.data.check_tiles
     if not whole:
         reader.ids = TileIds()  # nothing is written for a glance
-    sample, problems = _sample(list(named), reader)
+    sample, problems = sample_tiles(list(named), reader)
     patient.tile_size = max((_size(one) for one in sample), key=lambda size: size[0] * size[1], default=None)
     if not whole:
         if problems:
@@ -155,7 +155,7 @@ def tiles(patient: Patient) -> Answer:
     return good(f"all {len(named):,} decoded, now or before{quarantined}{_size_said(patient)}")
 
 
-def _sample(paths: Sequence[Path], reader: TileReader) -> tuple[list[Tile], list[str]]:
+def sample_tiles(paths: Sequence[Path], reader: TileReader) -> tuple[list[Tile], list[str]]:
     """A few tiles from all over the list, and what is wrong with those that cannot be had."""
     step = max(1, len(paths) // QUICK_TILES)
     decoded: list[Tile] = []
