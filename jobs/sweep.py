@@ -27,6 +27,7 @@ from stairstep.records import logging_setup
 from stairstep.settings import InputError, build, from_plain
 from stairstep.sweeps import SweepFolder
 from stairstep.sweeps.beginning import Asked, begin, find, maker_of, planned
+from stairstep.sweeps.dry_run import dry_run_lines
 from stairstep.sweeps.serving import served_reader
 from stairstep.sweeps.space import space_of
 from stairstep.sweeps.spent import Limits
@@ -90,6 +91,9 @@ def main(arguments: list[str]) -> int:
         raise InputError("expected a recipe and a space, as in: python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
     asked = Asked(options.recipe, options.space, options.overrides, options.seeds, options.name)
     space, made = planned(asked)
+    if options.dry_run:
+        print("\n".join(dry_run_lines(space, made, limits)))
+        return 0
     sweep = begin(asked, space, made, shlex.join(["python", "-m", "jobs.sweep", *arguments]))
     return go_on(sweep, options.concurrency, limits)
 
