@@ -14,48 +14,33 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 from jobs.common import run
-from serve.reader import serving
-from serve.settings import ReaderAppSettings, TransformersSettings
-from stairstep.cluster.session import ray_session
-from stairstep.cluster.sweep import room_for, sweep_on_ray
-from stairstep.evaluation.settings import LocalReaderSettings
 from stairstep.records import logging_setup
-from stairstep.settings import InputError, build, from_plain
+from stairstep.settings import InputError
 from stairstep.sweeps import SweepFolder
-from stairstep.sweeps.beginning import Asked, begin, find, maker_of, planned
+from stairstep.sweeps.beginning import Asked, begin, find, planned
 from stairstep.sweeps.dry_run import dry_run_lines
-from stairstep.sweeps.serving import served_reader
-from stairstep.sweeps.space import space_of
 from stairstep.sweeps.spent import Limits
-from stairstep.tasks import Recipe
+from stairstep.tasks.doctor import preflight
 
 
-def go_on(sweep: SweepFolder, wanted: int | None, limits: Limits) -> int:
+def serve(model: str) -> AbstractContextManager[str]:
+    """The reader of a sweep: one for all trials; it answers while they wait for it, on their cores."""
+    from serve.reader import serving
+    from serve.settings import ReaderAppSettings, TransformersSettings
+
+    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0)))
+
+
+def go_on(sweep: SweepFolder, concurrency: int | None, limits: Limits) -> int:
     """Run what is left of a sweep; exit code 1 if a trial failed or something is still left."""
-    plan = sweep.plan
-    space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
-    with ExitStack() as stack:
-        session = stack.enter_context(ray_session(recipe.cluster.address))
-        at_once = room_for(recipe, session, wanted)
-        reader, served = recipe.evaluation.reader, None
-        if isinstance(reader, LocalReaderSettings):  # one for all trials; it answers while they wait for it, on their cores
-            app = ReaderAppSettings(engine=TransformersSettings(model=reader.model, cpus=0))
-            served = served_reader(reader, stack.enter_context(serving(app)))
-        print(f"{plan.name}: {at_once} trials at once; {sweep.path}", flush=True)
-        left = sweep_on_ray(
-            sweep,
-            space,
-            recipe,
-            maker_of(sweep, space),
-            at_once=at_once,
-            limits=limits,
-            served=served,
-            told=lambda line: print(line, flush=True),
-        )
+    from stairstep.cluster.sweep import run_sweep
+
+    left = run_sweep(sweep, serve, concurrency, limits, partial(print, flush=True))
     failed = [one.name for one in sweep.trials() if one.state == "failed"]
     if failed:
         print(f"failed: {', '.join(failed)}")
@@ -78,6 +63,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--concurrency", type=int, help="trials at once; default: as many as the cluster has room for")
     parser.add_argument("--max-hours", type=float, help="stop once so many device hours are spent (hours of each worker, added up)")
     parser.add_argument("--max-cost", type=float, help="stop once reader and grader have cost so much (evaluation.prices)")
+    parser.add_argument("--no-preflight", action="store_true", help="start without the quick checks of jobs.doctor")
     options = parser.parse_intermixed_args(arguments)
     logging_setup()
     limits = Limits(options.max_hours, options.max_cost)
@@ -94,6 +80,8 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         print("\n".join(dry_run_lines(space, made, limits)))
         return 0
+    if not options.no_preflight:
+        preflight(made.trials[0].recipe if made.trials else made.base)
     sweep = begin(asked, space, made, shlex.join(["python", "-m", "jobs.sweep", *arguments]))
     return go_on(sweep, options.concurrency, limits)
 

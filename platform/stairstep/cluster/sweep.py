@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,21 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from stairstep.evaluation.readers import RemoteReaderSettings
+from stairstep.evaluation.settings import LocalReaderSettings
 from stairstep.records import Claim, StopFlag
-from stairstep.settings import InputError, TrainingError, to_plain
+from stairstep.settings import InputError, TrainingError, build, from_plain, to_plain
+from stairstep.sweeps.beginning import maker_of
 from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
 from stairstep.sweeps.plan import TrialMaker, write_trial
 from stairstep.sweeps.scores import best_score, scores
-from stairstep.sweeps.space import OptunaSearchSettings, Space
+from stairstep.sweeps.serving import served_reader
+from stairstep.sweeps.space import OptunaSearchSettings, Space, space_of
 from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
 from stairstep.tasks import Recipe
 
 from .screen import without_ray
-from .session import Session, check_resources, worker_resources
+from .session import Session, check_resources, ray_session, worker_resources
 from .stopping import TRIAL, scheduler_of
 from .trial import run_trial
 
@@ -54,6 +57,28 @@ def room_for(recipe: Recipe, session: Session, wanted: int | None) -> int:
     if wanted is not None and session.private and wanted > room:
         raise InputError(f"--concurrency: {wanted} trials were asked for, but this machine has room for {room} at once")
     return max(1, room) if wanted is None else wanted
+
+
+def run_sweep(
+    sweep: SweepFolder,
+    serve: Callable[[str], AbstractContextManager[str]],
+    concurrency: int | None,
+    limits: Limits,
+    told: Callable[[str], None],
+) -> str:
+    """Run what is left of a sweep; returns why it ended before its last trial did, or nothing.
+
+    `serve` runs a reader by its model's name, on the Ray that is there then, and gives its address."""
+    plan = sweep.plan
+    space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
+    with ExitStack() as stack:
+        session = stack.enter_context(ray_session(recipe.cluster.address))
+        at_once = room_for(recipe, session, concurrency)
+        reader, served = recipe.evaluation.reader, None
+        if isinstance(reader, LocalReaderSettings):
+            served = served_reader(reader, stack.enter_context(serve(reader.model)))
+        told(f"{plan.name}: {at_once} trials at once; {sweep.path}")
+        return sweep_on_ray(sweep, space, recipe, maker_of(sweep, space), at_once=at_once, limits=limits, served=served, told=told)
 
 
 def sweep_on_ray(
