@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .compute import group
 from .read import Board, Run
 
 # Told apart by people who see few colours (after Okabe and Ito).
@@ -17,19 +18,19 @@ class Groups:
     """Which runs belong together (seeds of one point), and the colour that they share."""
 
     def __init__(self, board: Board) -> None:
-        self._groups = {name: place for place, name in enumerate(dict.fromkeys(map(self.group, board.runs)))}
+        self._first = {group(run): run for run in reversed(board.runs)}
+        self._places = {name: place for place, name in enumerate(dict.fromkeys(map(group, board.runs)))}
 
-    def group(self, run: Run) -> str:
-        """What its seeds have in common: a trial's point, or the run's own name."""
-        return (
-            run.name
-            if run.trial is None
-            else ", ".join(f"{value}" if key == "step" else f"{key.rpartition('.')[2]} {value}" for key, value in run.trial.point.items())
-        )
+    def __len__(self) -> int:
+        return len(self._places)
 
     def colour(self, run: Run) -> str:
         """The colour of its group."""
-        return PALETTE[self._groups[self.group(run)] % len(PALETTE)]
+        return PALETTE[self._places[group(run)] % len(PALETTE)]
+
+    def is_first(self, run: Run) -> bool:
+        """Whether it stands for its group in a legend."""
+        return self._first[group(run)] is run
 
 
 class Axis:

@@ -128,7 +128,9 @@ def calls(board: Board) -> list[Calls]:
                 elif made.get("asked") and "unpriced" in made:
                     into.unpriced += 1
     return [
-        Calls(kind, sorted(one.models - {""}), one.asked, one.saved, one.waited, one.cost, one.unpriced) for kind, one in counted.items()
+        Calls(kind, sorted(one.models - {""}), one.asked, one.saved, one.waited, one.cost, one.unpriced)
+        for kind, one in counted.items()
+        if one.asked + one.saved
     ]
 
 
@@ -165,9 +167,17 @@ def where_time_went(run: Run) -> dict[str, float]:
     return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
 
+def group(run: Run) -> str:
+    """What a run's seeds have in common: a trial's point, of a staircase its step; else the run's own name."""
+    if run.trial is None:
+        return run.name
+    point = run.trial.point
+    return str(point["step"]) if list(point) == ["step"] else shown_point(point)
+
+
 def label(run: Run) -> str:
-    """A run as a table names it: a trial by its point and seed."""
-    return run.name if run.trial is None else f"{shown_point(run.trial.point)}, seed {run.trial.seed}"
+    """A run as figures and lists name it: a trial by its point and seed."""
+    return run.name if run.trial is None else f"{group(run)}, seed {run.trial.seed}"
 
 
 def _climb(board: Board, folders: Folders) -> Findings:

@@ -6,24 +6,20 @@ told apart by people who see few of them, and a verdict is never told by colour 
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from stairstep.evaluation.comparison import comparison_label
 from stairstep.evaluation.table import metric_label, short
 
 from .axes import PALETTE, Axis, Groups, rounded
-from .compute import Stair, Staircase, hours, label, picked, where_time_went
+from .compute import Staircase, group, hours, label, picked, where_time_went
 from .read import Board, Run
+from .stairs import faint, text_of, treads
 
-_VERDICTS = {"better": "#0072b2", "worse": "#d55e00", "no difference shown": "#8c8c8c"}
-_DASHES = ("solid", "dot", "dash")
 _MOST_POINTS = 20_000  # of all curves of a figure together
 _MOST_BANDS = 4
 _MOST_NAMES = 12
@@ -38,6 +34,7 @@ class Drawn:
     note: str
     spec: dict[str, Any]
     wide: bool = False
+    least: int = 0  # pixels of width below which it is scrolled
 
 
 def plotly_js() -> str:
@@ -51,147 +48,57 @@ def stairs_figure(staircase: Staircase) -> Drawn:
     """The staircase: a tread a step with its interval as a box, each seed as a point, and what the step changed in words."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    shapes, notes = [], []
-    treads = [(place, stair) for place, stair in enumerate(staircase.stairs) if stair.score is not None]
-    for place, stair in treads:
-        colour = _VERDICTS[stair.compared.verdict] if stair.compared else "#8c8c8c"
-        low, high, value = stair.score.low, stair.score.high, stair.score.value
-        shapes.append(
-            {
-                "type": "rect",
-                "x0": place - 0.36,
-                "x1": place + 0.36,
-                "y0": low,
-                "y1": high,
-                "fillcolor": _faint(colour),
-                "line": {"width": 0},
-                "layer": "below",
-            }
-        )
-        figure.add_scatter(
-            x=[place - 0.36, place + 0.36],
-            y=[value, value],
-            mode="lines",
-            line={"color": colour, "width": 4},
-            showlegend=False,
-            hoverinfo="skip",
-        )
-        said = [f"{short(value)} [{short(low)} {short(high)}]", *([_change(stair)] if stair.compared else [])]
-        figure.add_scatter(
-            x=[place],
-            y=[value],
-            mode="markers",
-            marker={"color": colour, "size": 1},
-            showlegend=False,
-            name=_text(stair.name),
-            customdata=["<br>".join(said)],
-            hovertemplate="<b>%{fullData.name}</b><br>%{customdata}<extra></extra>",
-        )
-        spread = [place + (at - (len(stair.seeds) - 1) / 2) * 0.16 for at in range(len(stair.seeds))]
-        figure.add_scatter(
-            x=spread,
-            y=[score for _, score in stair.seeds],
-            mode="markers",
-            showlegend=False,
-            name=_text(stair.name),
-            marker={"color": "#ffffff", "size": 9, "line": {"color": colour, "width": 2}},
-            customdata=[f"seed {seed}" if seed is not None else "before training" for seed, _ in stair.seeds],
-            hovertemplate="<b>%{fullData.name}</b>, %{customdata}<br>%{y:.3f}<extra></extra>",
-        )
-        notes.append(_note(place, high, f"<b>{short(value)}</b>", 17, 10 if not stair.compared else 26))
-        if stair.compared:
-            notes.append(_note(place, high, f"{_signed(stair.compared.difference.value)} {stair.compared.verdict}", 11.5, 9))
-    for (place, stair), (after, above) in pairwise(treads):
-        shapes.append(
-            {
-                "type": "line",
-                "x0": place + 0.36,
-                "x1": after - 0.36,
-                "y0": stair.score.value,
-                "y1": above.score.value,
-                "line": {"color": "#9aa0a6", "width": 1.5, "dash": "dot"},
-                "layer": "below",
-            }
-        )
-    values = [bound for _, stair in treads for bound in (stair.score.low, stair.score.high, *(score for _, score in stair.seeds))]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    room = max(0.04, (high - low) * 0.2)
-    names = [f"<b>{_text(one.name)}</b><br>" + "<br>".join(map(_text, textwrap.wrap(one.adds, 20)[:3])) for one in staircase.stairs]
-    figure.update_layout(
-        shapes=shapes,
-        annotations=notes,
-        xaxis={
-            "tickvals": list(range(len(names))),
-            "ticktext": names,
-            "range": [-0.55, max(0.55, len(names) - 0.45)],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-        },
-        yaxis={"range": [max(0.0, low - room / 2), min(1.08, high + room)], "title": {"text": comparison_label(staircase.metric)}},
-    )
+    traces, layout = treads(staircase)
+    least = f"At least {staircase.seeds} {'seed' if staircase.seeds == 1 else 'seeds'} a step."
     note = (
-        f"Line: mean over the seeds; box: its 95 % interval over seeds and questions; points: each seed. At least {staircase.seeds} "
-        f"{'seed' if staircase.seeds == 1 else 'seeds'} a step. Words: the paired comparison with the step below, corrected (Holm)."
+        "Line: mean over the seeds; box: its 95 % interval over seeds and questions; points: each seed. "
+        f"{least} Words: the paired comparison with the step below, corrected (Holm)."
     )
+    name = comparison_label(staircase.metric)
     return _drawn(
-        f"stairs-{staircase.metric}", f"{comparison_label(staircase.metric)} from step to step", note, figure, height=430, wide=True
+        f"stairs-{staircase.metric}", f"{name} from step to step", note, go.Figure(traces, layout), 430, len(staircase.stairs) * 145
     )
 
 
 def score_figure(board: Board, metrics: Sequence[str], title: str) -> Drawn | None:
-    """Scores of the primary question set over the steps, with interval bands while the runs are few."""
+    """Scores of the primary question set over the steps, with interval bands while the lines are few; several metrics only of one run."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    named = Groups(board)
+    figure, named = go.Figure(), Groups(board)
     few = len(board.runs) * len(metrics) <= _MOST_BANDS
     for run in board.runs:
         for place, metric in enumerate(metrics):
             scored = [(one.step, found) for one in run.evaluations if (found := one.score(metric)) is not None]
             if not scored:
                 continue
-            steps = [step for step, _ in scored]
-            colour = PALETTE[place] if len(board.runs) == 1 else named.colour(run)
+            steps, colour = [step for step, _ in scored], PALETTE[place] if len(board.runs) == 1 else named.colour(run)
             if few and len(steps) > 1:
-                figure.add_scatter(
-                    x=[*steps, *reversed(steps)],
-                    y=[*(one.high for _, one in scored), *(one.low for _, one in reversed(scored))],
-                    fill="toself",
-                    fillcolor=_faint(colour),
-                    line={"width": 0},
-                    hoverinfo="skip",
-                    showlegend=False,
-                )
-            name = (
-                metric_label(metric) if len(board.runs) == 1 else f"{label(run)} {metric_label(metric)}" if len(metrics) > 1 else label(run)
-            )
+                bounds = [*(one.high for _, one in scored), *(one.low for _, one in reversed(scored))]
+                band = {"fill": "toself", "fillcolor": faint(colour), "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+                figure.add_scatter(x=[*steps, *reversed(steps)], y=bounds, mode="lines", **band)
+            lone = metric_label(metric) if len(board.runs) == 1 else None
+            drawn = _line(run, named, lone, colour) | ({"showlegend": len(metrics) > 1} if lone else {})
             figure.add_scatter(
                 x=steps,
                 y=[one.value for _, one in scored],
                 mode="lines+markers",
-                name=_text(name),
-                line={"color": colour, "width": 2, "dash": _DASHES[place % 3] if len(board.runs) > 1 else "solid"},
                 marker={"size": 6},
-                opacity=1.0 if few else 0.75,
-                showlegend=len(board.runs) * len(metrics) <= _MOST_NAMES,
                 customdata=[f"[{short(one.low)} {short(one.high)}]  n={one.n}" for _, one in scored],
-                hovertemplate="<b>%{fullData.name}</b><br>step %{x}: %{y:.3f} %{customdata}<extra></extra>",
+                hovertemplate="<b>%{fullData.meta}</b><br>step %{x}: %{y:.3f} %{customdata}<extra></extra>",
+                **drawn,
             )
     if not figure.data:
         return None
     figure.update_layout(yaxis={"rangemode": "tozero"}, xaxis={"title": {"text": "step"}})
-    note = "" if few else "Hover for the intervals; with so many lines their bands are left out."
+    note = "Bands: 95 % intervals." if few else "Hover for the intervals; of so many lines the bands are left out."
     return _drawn("score-" + "-".join(metrics), title, note, figure)
 
 
 def curve_figure(board: Board, name: str, title: str, of: Callable[[Run], list[tuple[int, float]]], note: str = "") -> Drawn | None:
-    """One metric of the log over the steps, a line a run; of many steps some are left out."""
+    """One metric of the log over the steps, a line a run; of very many steps some are left out."""
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    named = Groups(board)
+    figure, named = go.Figure(), Groups(board)
     most = max(20, _MOST_POINTS // max(1, len(board.runs)))
     for run in board.runs:
         points = [(step, value) for step, value in of(run) if isinstance(value, int | float) and math.isfinite(value)]
@@ -203,16 +110,25 @@ def curve_figure(board: Board, name: str, title: str, of: Callable[[Run], list[t
             x=[step for step, _ in points],
             y=[rounded(value) for _, value in points],
             mode="lines" if len(points) > 8 else "lines+markers",
-            name=_text(label(run)),
-            line={"color": named.colour(run), "width": 1.8},
-            opacity=0.85,
-            showlegend=1 < len(board.runs) <= _MOST_NAMES,
-            hovertemplate="<b>%{fullData.name}</b><br>step %{x}: %{y:.4g}<extra></extra>",
+            hovertemplate="<b>%{fullData.meta}</b><br>step %{x}: %{y:.4g}<extra></extra>",
+            **_line(run, named, title if len(board.runs) == 1 else None, named.colour(run)),
         )
     if not figure.data:
         return None
     figure.update_layout(xaxis={"title": {"text": "step"}})
     return _drawn(f"curve-{name}", title, note, figure)
+
+
+def _line(run: Run, named: Groups, lone: str | None, colour: str) -> dict[str, Any]:
+    """How a run's line looks; in a legend its group stands once. `lone`: what it is called where there is one run."""
+    return {
+        "name": text_of(lone or group(run)),
+        "meta": text_of(lone or label(run)),
+        "legendgroup": text_of(lone or group(run)),
+        "showlegend": lone is None and 1 < len(named) <= _MOST_NAMES and named.is_first(run),
+        "line": {"color": colour, "width": 2},
+        "opacity": 1.0 if lone else 0.8,
+    }
 
 
 def time_figure(board: Board) -> Drawn | None:
@@ -224,7 +140,7 @@ def time_figure(board: Board) -> Drawn | None:
     if not parts:
         return None
     figure = go.Figure()
-    names = [_text(name if len(name) < 30 else name[:29] + "…") for name in spent]
+    names = [text_of(name if len(name) < 30 else name[:29] + "…") for name in spent]
     for place, part in enumerate(parts):
         figure.add_bar(
             y=names,
@@ -256,8 +172,8 @@ def parallel_figure(board: Board) -> Drawn | None:
     metric = board.metric
     runs = [run for run in board.runs if run.trial is not None]
     axes: dict[str, list[Any]] = {}
-    for key in dict.fromkeys(key for run in runs for key in run.trial.point):
-        axes[key.rpartition(".")[2]] = [run.trial.point.get(key) for run in runs]
+    for key in dict.fromkeys(key for run in runs if run.trial for key in run.trial.point):
+        axes[key.rpartition(".")[2]] = [run.trial.point.get(key) for run in runs if run.trial]
     axes["seed"] = [str(run.seed) for run in runs]
     axes["validation loss"] = [losses[-1][1] if (losses := run.series("validation/loss")) else None for run in runs]
     for name, kind in {metric_label(metric): metric, "R@3": "hit@3", "QA": "qa"}.items():
@@ -273,12 +189,12 @@ def parallel_figure(board: Board) -> Drawn | None:
             x=list(range(len(axes))),
             y=heights,
             mode="lines+markers",
-            name=_text(label(run)),
+            name=text_of(label(run)),
             showlegend=False,
             opacity=0.7,
             line={"color": named.colour(run), "width": 2, "shape": "spline", "smoothing": 0.5},
             marker={"size": 6},
-            customdata=[_text(f"{name}: {axis.said(place)}") for name, axis in placed.items()],
+            customdata=[text_of(f"{name}: {axis.said(place)}") for name, axis in placed.items()],
             hovertemplate="<b>%{fullData.name}</b><br>%{customdata}<extra></extra>",
         )
     shapes = [
@@ -289,7 +205,7 @@ def parallel_figure(board: Board) -> Drawn | None:
         {
             "x": at,
             "y": height,
-            "text": _text(text),
+            "text": text_of(text),
             "showarrow": False,
             "xanchor": "left" if at < len(axes) - 1 else "right",
             "xshift": 8 if at < len(axes) - 1 else -8,
@@ -305,7 +221,7 @@ def parallel_figure(board: Board) -> Drawn | None:
         yaxis={"visible": False, "range": [-0.06, 1.12], "fixedrange": True},
         xaxis={
             "tickvals": list(range(len(axes))),
-            "ticktext": [f"<b>{_text(name)}</b>" for name in axes],
+            "ticktext": [f"<b>{text_of(name)}</b>" for name in axes],
             "showgrid": False,
             "zeroline": False,
             "range": [-0.15, len(axes) - 0.85],
@@ -326,14 +242,14 @@ def cost_figure(board: Board) -> Drawn | None:
     groups: dict[str, list[Run]] = {}
     for run in board.runs:
         if hours(run) and picked(run, metric) is not None:
-            groups.setdefault(named.group(run), []).append(run)
+            groups.setdefault(group(run), []).append(run)
     for name, runs in groups.items():
         scores = [best.reported for run in runs if (best := picked(run, metric)) is not None]
         figure.add_scatter(
             x=[rounded(hours(run)) for run in runs],
             y=[one.value for one in scores],
             mode="markers",
-            name=_text(name),
+            name=text_of(name),
             marker={"color": named.colour(runs[0]), "size": 10},
             showlegend=1 < len(groups) <= _MOST_NAMES,
             error_y={
@@ -344,7 +260,7 @@ def cost_figure(board: Board) -> Drawn | None:
                 "thickness": 1,
                 "width": 0,
             },
-            customdata=[[_text(label(run)), f"[{short(one.low)} {short(one.high)}]"] for run, one in zip(runs, scores, strict=True)],
+            customdata=[[text_of(label(run)), f"[{short(one.low)} {short(one.high)}]"] for run, one in zip(runs, scores, strict=True)],
             hovertemplate="<b>%{customdata[0]}</b><br>%{y:.3f} %{customdata[1]}<br>%{x:.3g} device hours<extra></extra>",
         )
     if not figure.data:
@@ -355,47 +271,20 @@ def cost_figure(board: Board) -> Drawn | None:
     )
 
 
-def _change(stair: Stair) -> str:
-    found = stair.compared
-    assert found is not None
-    difference = found.difference
-    return (
-        f"{_signed(difference.value)} [{short(difference.low)} {short(difference.high)}] against the step below: {found.verdict}<br>"
-        f"{difference.rose} questions up, {difference.fell} down of {difference.n}"
-    )
-
-
-def _signed(value: float) -> str:
-    return f"{'+' if value > 0 else '−' if value < 0 else '±'}{short(abs(value))}"
-
-
-def _note(x: float, y: float, text: str, size: float, above: float) -> dict[str, Any]:
-    return {"x": x, "y": y, "text": text, "showarrow": False, "yshift": above, "font": {"size": size}}
-
-
-def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.16)"
-
-
-def _text(text: str) -> str:
-    return html.escape(str(text), quote=False)
-
-
-def _drawn(id: str, title: str, note: str, figure: Any, height: int = 290, wide: bool = False) -> Drawn:
+def _drawn(id: str, title: str, note: str, figure: Any, height: int = 280, least: int = 0) -> Drawn:
+    """A figure as the page takes it; one that needs a width of its own is wide."""
+    legend = any(one.showlegend for one in figure.data)
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 52, "r": 14, "t": 12, "b": 44},
+        margin={"l": 44, "r": 14, "t": 34 if legend else 12, "b": 40},
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": -0.22, "x": 0, "yanchor": "top"},
+        legend={"orientation": "h", "y": 1.02, "x": 0, "yanchor": "bottom", "traceorder": "normal"},
         font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12.5},
     )
-    figure.update_xaxes(automargin=True, ticks="", zeroline=False)
-    figure.update_yaxes(automargin=True, ticks="", zeroline=False)
-    if figure.layout.yaxis.title.text is None:
-        figure.update_layout(margin={"l": 40})
+    figure.update_xaxes(automargin=True, ticks="", zeroline=False, title_standoff=8)
+    figure.update_yaxes(automargin=True, ticks="", zeroline=False, title_standoff=8)
     safe = "".join(one if one.isalnum() else "-" for one in id)
-    return Drawn(safe, title, note, json.loads(figure.to_json()), wide)
+    return Drawn(safe, title, note, json.loads(figure.to_json()), bool(least), least)

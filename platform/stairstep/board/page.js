@@ -98,15 +98,18 @@
   }
   const named = (one) => `${one.label} · step ${one.step}`;
   const PLACES = ["golden tile not in the first three", "golden tile in the first three", "golden tile first"];
+  const SHORT = ["not in top 3", "in top 3", "golden first"];
+  function chip(text, kind) {
+    return make("span", { class: `chip ${kind}` }, text);
+  }
   function chips(one, before) {
     const found = make("span", { class: "chips" });
-    const add = (was, seen) => {
-      if (was) found.append(make("span", { class: "chip" }, was));
-      found.append(make("span", { class: `chip ${seen.place === 2 ? "correct" : ""}` }, PLACES[seen.place]));
-      if (seen.state) found.append(make("span", { class: `chip ${seen.state}` }, STATES[seen.state]));
-    };
-    if (before) add("before", before);
-    add(before ? "after" : "", one);
+    const gained = before ? one.place - before.place : 0;
+    const place = before && gained ? `${SHORT[before.place]} → ${SHORT[one.place]}` : SHORT[one.place];
+    found.append(chip(place, before ? (gained > 0 ? "correct" : gained < 0 ? "incorrect" : "") : one.place === 2 ? "correct" : ""));
+    if (!one.state) return found;
+    const changed = before && before.state && before.state !== one.state;
+    found.append(chip(changed ? `${STATES[before.state]} → ${STATES[one.state]}` : STATES[one.state], one.state));
     return found;
   }
   function tile(listed, golden) {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from . import words
-from .compute import Findings, calls, find
+from .compute import Calls, Findings, calls, find
 from .figures import Drawn, cost_figure, curve_figure, parallel_figure, plotly_js, score_figure, stairs_figure, time_figure
 from .payload import packed, questions, smaller, squeezed
 from .read import Board, Folders, Run
@@ -104,7 +104,12 @@ def tables_of(board: Board, findings: Findings) -> dict[str, list[Table]]:
 
 def _figures(board: Board, findings: Findings) -> dict[str, list[Drawn]]:
     asked = any(one.asked for run in board.runs for one in run.evaluations)
-    scores = [score_figure(board, ["hit@1", "hit@3"], "Retrieval: R@1 and R@3"), score_figure(board, ["qa"], "QA score") if asked else None]
+    scores = (
+        [score_figure(board, ["hit@1", "hit@3"], "Retrieval: R@1 and R@3")]
+        if len(board.runs) == 1
+        else [score_figure(board, ["hit@1"], "R@1"), score_figure(board, ["hit@3"], "R@3")]
+    )
+    scores += [score_figure(board, ["qa"], "QA score")] if asked else []
     curves = [
         curve_figure(board, "train-loss", "Training loss", lambda run: _smoothed(run.series("train/loss")), f"Mean of {_SMOOTHED} steps."),
         curve_figure(board, "validation-loss", "Validation loss", lambda run: run.series("validation/loss")),
@@ -115,7 +120,7 @@ def _figures(board: Board, findings: Findings) -> dict[str, list[Drawn]]:
         curve_figure(board, "throughput", "Throughput, rows a second", _throughput, f"Mean of {_SMOOTHED} steps."),
         time_figure(board),
     ]
-    made = {
+    made: dict[str, list[Drawn | None]] = {
         "stairs": [stairs_figure(one) for one in findings.staircases if any(stair.score for stair in one.stairs)],
         "parallel": [parallel_figure(board)] if board.is_sweep else [],
         "curves": [*scores, *curves],
@@ -140,7 +145,7 @@ def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 def _main(
     board: Board,
     findings: Findings,
-    made: Sequence[Any],
+    made: Sequence[Calls],
     drawn: dict[str, list[Drawn]],
     tables: dict[str, list[Table]],
     notes: Sequence[str],
@@ -180,8 +185,9 @@ def _main(
 
 def _drawn(several: Sequence[Drawn]) -> str:
     cards = [
-        f"<figure class='card{' wide' if one.wide else ''}'><figcaption><h3>{_text(one.title)}</h3>{f'<p>{_text(one.note)}</p>' if one.note else ''}"
-        f"</figcaption><div class='scroll'><div class='plot' id='figure-{one.id}' style='height:{one.spec['layout']['height']}px'></div></div></figure>"
+        f"<figure class='card{' wide' if one.wide else ''}'><figcaption><h3>{_text(one.title)}</h3><p>{_text(one.note)}</p></figcaption>"
+        f"<div class='scroll'><div class='plot' id='figure-{one.id}' "
+        f"style='height:{one.spec['layout']['height']}px;--least:{one.least}px'></div></div></figure>"
         for one in several
     ]
     return f"<div class='figures'>{''.join(cards)}</div>" if cards else ""
@@ -201,8 +207,8 @@ def _html_table(one: Table) -> str:
     cut = f"The first {_MOST_ROWS} of {len(one.rows)} rows; --csv has all. " if len(one.rows) > _MOST_ROWS else ""
     note = f"<p class='note'>{_text(cut + one.note)}</p>" if cut or one.note else ""
     return (
-        f"<div class='card'><h3>{_text(one.title)}</h3><div class='scroll' tabindex='0'><table id='table-{one.id}'><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>{note}</div>"
+        f"<div class='card'><h3>{_text(one.title)}</h3><div class='scroll' tabindex='0'><table id='table-{one.id}'>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}</div>"
     )
 
 
@@ -235,7 +241,8 @@ def _digest(script: str) -> str:
 _FLIPS = """
 <div class='card'><form class='choices' id='flips-form'>
 <label>First <select id='flips-first'></select></label><label>Second <select id='flips-second'></select></label>
-<label>By <select id='flips-by'><option value='first'>R@1</option><option value='three'>R@3</option><option value='qa'>QA</option></select></label>
+<label>By <select id='flips-by'><option value='first'>R@1</option><option value='three'>R@3</option>
+<option value='qa'>QA</option></select></label>
 <label>Show <select id='flips-show'><option value='both'>all that flipped</option><option value='rose'>turned right</option>
 <option value='fell'>turned wrong</option></select></label>
 <label class='search'>Search <input id='flips-search' type='search' placeholder='words of a question'></label></form>

@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stairstep.evaluation.comparison import Comparison, comparison_label
@@ -95,8 +95,9 @@ def stairs_table(staircase: Staircase) -> Table:
                 verdict(found),
             ]
         )
-    columns = ("Step", "Adds", name, "Each seed", "Against the step below", "Questions up, down", "p (Holm)", "Verdict")
-    return Table(f"stairs-{_plain(staircase.metric)}", f"{name}, step by step", columns, rows)
+    columns = ("Step", "Adds", name, "Each seed", "Against the step below", "Up, down", "p", "Verdict")
+    note = "Up, down: questions that turned right and wrong, by their mean over the seeds; p is corrected for all that was compared (Holm)."
+    return Table(f"stairs-{_plain(staircase.metric)}", f"{name}, step by step", columns, rows, note)
 
 
 def comparisons_table(findings: Findings) -> Table:
@@ -127,7 +128,7 @@ def comparisons_table(findings: Findings) -> Table:
         "First's score",
         "Second's score",
         "Difference",
-        "Questions up, down",
+        "Up, down",
         "n",
         "Seeds",
         "p",
@@ -187,7 +188,7 @@ def runs_table(board: Board) -> Table:
         f"The picked step is the best {name} on the selection split; “report” is its score on the other questions, by which nothing was "
         "picked. Grey: failed, or QA coverage below the floor."
     )
-    return Table("runs", "Trials" if several else "Runs", columns, rows, note, marks)
+    return _without_empty(Table("runs", "Trials" if several else "Runs", columns, rows, note, marks))
 
 
 def steps_table(run: Run) -> Table:
@@ -206,7 +207,7 @@ def steps_table(run: Run) -> Table:
         )
         marks.append("grey" if one.below_floor else "")
     columns = ("Step", "Question set", "R@1", "R@3", "R@10", "MRR", "QA", "QA coverage", "n")
-    return Table("steps", "Evaluated steps", columns, rows, "", marks)
+    return _without_empty(Table("steps", "Evaluated steps", columns, rows, "", marks))
 
 
 def calls_table(made: Sequence[Calls]) -> Table:
@@ -226,7 +227,7 @@ def calls_table(made: Sequence[Calls]) -> Table:
     unpriced = sum(one.unpriced for one in made)
     note = f"The cost of {unpriced} evaluations is not known: their model has no price in the recipe." if unpriced else ""
     columns = ("Calls", "Model", "Made", "Saved by the ledger", "of these waited for", "Share saved", "Cost")
-    return Table("calls", "Calls made and saved", columns, rows, note)
+    return _without_empty(Table("calls", "Calls made and saved", columns, rows, note))
 
 
 def skipped_table(board: Board) -> Table:
@@ -308,6 +309,13 @@ def _value(value: Any) -> Cell:
 def _cut(text: str) -> str:
     flat = " ".join(text.split())
     return flat if len(flat) <= _LONGEST_REASON else flat[: _LONGEST_REASON - 1] + "…"
+
+
+def _without_empty(table: Table) -> Table:
+    """The same less the columns that say nothing in any row."""
+    kept = [place for place in range(len(table.columns)) if any(row[place].text not in ("", DASH) for row in table.rows)]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return replace(table, columns=[table.columns[place] for place in kept], rows=rows)
 
 
 def _plain(metric: str) -> str:

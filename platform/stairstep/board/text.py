@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import words
-from .compute import calls, find
+from .compute import find
 from .page import tables_of
 from .read import Board, Folders
 from .tables import Table

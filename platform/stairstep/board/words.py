@@ -22,8 +22,8 @@ def headline(board: Board, findings: Findings) -> tuple[str, str]:
     if findings.staircases and (whole := findings.staircases[0].whole) is not None:
         stairs = findings.staircases[0]
         trained = len(stairs.stairs) - 1
-        climbed = f"{comparison_label(stairs.metric)} {_from_to(whole)} over {_count(trained, 'step')}, {_seeds(stairs.seeds)}"
-        return climbed, f"{_difference(whole)}, from {stairs.stairs[0].name} to {stairs.stairs[-1].name}"
+        climbed = f"{comparison_label(stairs.metric)}\u00a0{_from_to(whole)} over {_count(trained, 'step')}, {_seeds(stairs.seeds)}"
+        return climbed, f"{_difference(whole).capitalize()}, from {stairs.stairs[0].name} to {stairs.stairs[-1].name}"
     if board.is_sweep:
         return _best(board)
     if len(board.runs) == 1:
@@ -117,7 +117,7 @@ def _one_run(board: Board, findings: Findings) -> tuple[str, str]:
     found = [one for pair in findings.compared for one in pair.comparisons if not comparison_label(one.metric).startswith(" ")]
     if found:
         first, last = run.evaluations[0].step, run.evaluations[-1].step
-        said = ", ".join(f"{comparison_label(one.metric)} {_from_to(one)}" for one in found)
+        said = ", ".join(f"{comparison_label(one.metric)}\u00a0{_from_to(one)}" for one in found)
         below = "; ".join(f"{comparison_label(one.metric)} {_difference(one)}" for one in found)
         return f"{said} from step {first} to {last}, 1 seed", below
     if run.last is not None and (one := run.last.score(board.metric)) is not None:
@@ -126,13 +126,13 @@ def _one_run(board: Board, findings: Findings) -> tuple[str, str]:
 
 
 def _from_to(one: Comparison) -> str:
-    return f"{short(one.first.value)} → {short(one.second.value)}"
+    return f"{short(one.first.value)}\u00a0→\u00a0{short(one.second.value)}"
 
 
 def _difference(one: Comparison) -> str:
     found = one.difference
     sign = "+" if found.value > 0 else ""
-    return f"{sign}{short(found.value)} [{short(found.low)} {short(found.high)}] over {found.n:,} questions: {one.verdict}"
+    return f"{one.verdict}: {sign}{short(found.value)} [{short(found.low)} {short(found.high)}] over {found.n:,} questions"
 
 
 def _seeds(count: int) -> str:
