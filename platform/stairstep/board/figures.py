@@ -230,7 +230,7 @@ def parallel_figure(board: Board) -> Drawn | None:
         },
     )
     return _drawn(
-        "parallel", "Parallel coordinates", "A line a trial; scores are of the last evaluated step.", figure, height=390, wide=True
+        "parallel", "Parallel coordinates", "A line a trial; scores are of the last evaluated step.", figure, 360, len(axes) * 105
     )
 
 
@@ -277,7 +277,7 @@ def _drawn(id: str, title: str, note: str, figure: Any, height: int = 280, least
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 44, "r": 14, "t": 34 if legend else 12, "b": 40},
+        margin={"l": 44, "r": 14, "t": 34 if legend else 12, "b": 16 if figure.layout.xaxis.side == "top" else 40},
         hovermode="closest",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",

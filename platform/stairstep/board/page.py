@@ -152,13 +152,14 @@ def _main(
     asked: bool,
 ) -> str:
     several = board.is_sweep or len(board.runs) > 1
+    trials, steps, cost = "Trials" if board.is_sweep else "Runs", "Evaluated steps", "Cost" if drawn["cost"] else "Calls"
     sections = [
         _Section("staircase", "Staircase", _drawn(drawn["stairs"]) + _html_tables(tables["stairs"])),
-        _Section("trials", "Trials" if board.is_sweep else "Runs", _html_tables(tables["runs"])),
+        _Section("trials", trials, _html_tables(tables["runs"], trials)),
         _Section("parallel", "Parallel coordinates", _drawn(drawn["parallel"])),
         _Section("curves", "Learning curves" if several else "Curves", _drawn(drawn["curves"])),
-        _Section("steps", "Evaluated steps", _html_tables(tables["steps"])),
-        _Section("cost", "Cost", _drawn(drawn["cost"]) + _html_tables(tables["calls"])),
+        _Section("steps", steps, _html_tables(tables["steps"], steps)),
+        _Section("cost", cost, _drawn(drawn["cost"]) + _html_tables(tables["calls"])),
         _Section("comparisons", "Comparisons", _html_tables(tables["comparisons"])),
         _Section("flips", "What changed", _FLIPS if asked else ""),
         _Section("questions", "Questions", _QUESTIONS if asked and not board.is_sweep else ""),
@@ -193,11 +194,12 @@ def _drawn(several: Sequence[Drawn]) -> str:
     return f"<div class='figures'>{''.join(cards)}</div>" if cards else ""
 
 
-def _html_tables(several: Sequence[Table]) -> str:
-    return "".join(map(_html_table, several))
+def _html_tables(several: Sequence[Table], below: str = "") -> str:
+    return "".join(_html_table(one, below) for one in several)
 
 
-def _html_table(one: Table) -> str:
+def _html_table(one: Table, below: str) -> str:
+    title = f"<h3>{_text(one.title)}</h3>" if one.title != below else ""
     marks = list(one.row_marks) or [""] * len(one.rows)
     rows = "".join(
         f"<tr{f' class={mark!r}' if mark else ''}>{''.join(map(_html_cell, row))}</tr>"
@@ -207,7 +209,7 @@ def _html_table(one: Table) -> str:
     cut = f"The first {_MOST_ROWS} of {len(one.rows)} rows; --csv has all. " if len(one.rows) > _MOST_ROWS else ""
     note = f"<p class='note'>{_text(cut + one.note)}</p>" if cut or one.note else ""
     return (
-        f"<div class='card'><h3>{_text(one.title)}</h3><div class='scroll' tabindex='0'><table id='table-{one.id}'>"
+        f"<div class='card'>{title}<div class='scroll' tabindex='0' aria-label='{_text(one.title)}'><table id='table-{one.id}'>"
         f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}</div>"
     )
 
