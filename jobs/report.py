@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from jobs.common import run
-from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, content, page
+from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, content, html_page
 from stairstep.records import write_atomically
 from stairstep.settings import InputError
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         print(board_text(board, folders))
     if options.out or not options.text:
         out = options.out or folders.target
-        write_atomically(out, page(content(board, folders, options.thumbnails)))
+        write_atomically(out, html_page(content(board, folders, options.thumbnails)))
         print(out)
     return 0
 

@@ -64,7 +64,7 @@ def content(board: Board, folders: Folders, pictures: int = 0) -> Content:
     return Content(board.title, main, {**data, "thumbnails": shown})
 
 
-def page(of: Content, version: str = "") -> str:
+def html_page(of: Content, version: str = "") -> str:
     """The whole file; with a version it is a watched page, which asks its own server for news."""
     script, library = _file("page.js"), plotly_js()
     policy = (

@@ -19,7 +19,7 @@ from stairstep.evaluation.retrieval import ARTICLE_METRICS
 from stairstep.evaluation.settings import EvaluationSettings
 from stairstep.evaluation.statistics import Interval
 from stairstep.records import MetricLog, RunFolder, Status, read_json, read_json_lines, result_paths, series
-from stairstep.settings import DataError, InputError
+from stairstep.settings import DataError, InputError, StairstepError
 from stairstep.sweeps import SweepFolder, SweepPlan, TrialRecord
 
 Row = Mapping[str, Any]
@@ -206,13 +206,13 @@ class Folders:
         def tried(read: Any, otherwise: Any) -> Any:
             try:
                 return read()
-            except (DataError, InputError, OSError, KeyError, TypeError, AttributeError) as error:
+            except (StairstepError, OSError, TypeError, AttributeError) as error:
                 problems.append(f"{name}: {error}" if str(path) not in str(error) else str(error))
                 return otherwise
 
         status = tried(lambda: folder.status, None)
         recipe = tried(lambda: self._once(path / "recipe.yaml", lambda _: folder.recipe()), {}) if folder.holds_run() else {}
-        log = tried(lambda: self._once(path / "metrics.jsonl", lambda one: MetricLog(one).rows()), [])
+        log = tried(lambda: self._once(path / "metrics.jsonl", _log_of), [])
         mine = [one for step in steps_evaluated(path) if (one := tried(lambda step=step: self._evaluation(path, step, None), None))]
         places = sorted({one.parent.name for one in path.glob("*/eval_step*.summary.json")}) if path.is_dir() else []
         others = [
@@ -263,6 +263,13 @@ def _state(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return (0, 0)
     return (found.st_mtime_ns, found.st_size)
+
+
+def _log_of(path: Path) -> list[Row]:
+    rows: list[Row] = MetricLog(path).rows()
+    if any(not isinstance(row.get("step"), int) for row in rows):
+        raise DataError(f"{path}: a line without a step; this is no log of a run's metrics")
+    return rows
 
 
 def _lean(row: Row, shown: int, path: Path) -> Row:

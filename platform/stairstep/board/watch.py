@@ -14,7 +14,7 @@ from typing import Any
 
 from stairstep.settings import InputError, StairstepError
 
-from .page import Content, page
+from .page import Content, html_page
 from .read import Folders
 
 _NAMES = ("127.0.0.1", "localhost")
@@ -58,8 +58,12 @@ class BoardServer:
             self._http.server_close()
 
     def stop(self) -> None:
-        """End `serve`."""
+        """End `serve`, from another thread."""
         self._http.shutdown()
+
+    def close(self) -> None:
+        """Give the port back without ever having served."""
+        self._http.server_close()
 
 
 def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
@@ -79,7 +83,7 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
                 self._answer(503, "text/plain", str(error))
                 return
             if self.path == "/":
-                self._answer(200, "text/html", page(content, version), version)
+                self._answer(200, "text/html", html_page(content, version), version)
             elif self.headers.get("If-None-Match") == version:
                 self._answer(304, "application/json", "", version)
             else:
