@@ -23,7 +23,7 @@ from stairstep.tasks.import_pages.web import BROWSERS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
 
-from board_world import EVIL, ranks, write_evaluation, write_run, write_staircase, write_tiles  # noqa: E402
+from board_world import EVIL, ranks, write_evaluation, write_run, write_staircase, write_tiles
 
 Open = Callable[..., Any]
 
@@ -49,13 +49,11 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("boards")
     run = write_run(folder / "run", {})
     for step, found in {0: 0.3, 20: 0.8}.items():
-        states = [
-            "correct" if rank == 1 and place % 3 else "unanswered" if place == 1 else "incorrect"
-            for place, rank in enumerate(ranks(60, found, step))
-        ]
-        write_tiles(
-            folder / "tiles", write_evaluation(run.path, step, ranks(60, found, step), states, {2: EVIL}, tiles_dir=folder / "tiles")
-        )
+        places = ranks(60, found, step)
+        states = ["correct" if rank == 1 and place % 3 else "incorrect" for place, rank in enumerate(places)]
+        states[1] = "unanswered"
+        rows = write_evaluation(run.path, step, places, states, {2: EVIL}, tiles_dir=folder / "tiles")
+        write_tiles(folder / "tiles", rows)
     write_staircase(folder / "stairs", n=60)
     for name in ("run", "stairs"):
         folders = Folders([folder / name])
@@ -188,20 +186,17 @@ def test_a_runs_questions_are_filtered_and_opened(boards: Path, show: Open, tmp_
     assert picture.evaluate("one => one.decode().then(() => one.naturalWidth)") == 90
     page.screenshot(path=tmp_path / "question.png", full_page=True)
 
+    page.fill("#questions-search", "q2")
+    page.locator("#questions-list summary").first.click()
+    assert EVIL in page.locator("#questions-list details").first.text_content(), "what a dataset says is text"
+    assert page.evaluate("window.ran") is None
+    assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
+
     page.select_option("#flips-by", "qa")
     before = read_json_lines(boards / "run" / "eval_step0.jsonl")
     graded = [(a["correct"], b["correct"]) for a, b in zip(before, rows, strict=True) if "correct" in a and "correct" in b]
     assert page.text_content("#flips-rose") == str(sum(b and not a for a, b in graded))
     assert len(graded) == 59
-
-
-def test_what_a_dataset_says_does_not_run(boards: Path, show: Open):
-    page = ready(show((boards / "run.html").as_uri()))
-    page.fill("#questions-search", "q2")
-    page.locator("#questions-list summary").first.click()
-    assert EVIL in page.locator("#questions-list details").first.text_content()
-    assert page.evaluate("window.ran") is None
-    assert page.evaluate("document.querySelectorAll('img[src=x]').length") == 0
 
 
 @pytest.mark.parametrize("name", ["run", "stairs"])
@@ -229,7 +224,7 @@ def test_a_watched_page_takes_in_news_and_keeps_what_was_chosen(tmp_path: Path, 
         page.select_option("#flips-show", "rose")
         page.locator("#questions-list summary").first.click()
         write_evaluation(run.path, 20, ranks(30, 0.9, 2))
-        page.wait_for_function("document.querySelector('.headline').textContent.includes('to 20')", timeout=30_000)
+        page.wait_for_selector(".headline:has-text('to 20')", timeout=60_000)
         assert page.input_value("#questions-search") == "number 7"
         assert page.input_value("#flips-show") == "rose"
         assert page.locator("#questions-list details").first.get_attribute("open") is not None

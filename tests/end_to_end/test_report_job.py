@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "board"))
 
-from board_world import ranks, write_run, write_staircase  # noqa: E402
+from board_world import ranks, write_run, write_staircase
 
 Job = Callable[..., Any]
 ROOT = Path(__file__).resolve().parents[2]

@@ -265,8 +265,8 @@ def _state(path: Path) -> tuple[int, int]:
     return (found.st_mtime_ns, found.st_size)
 
 
-def _log_of(path: Path) -> list[Row]:
-    rows: list[Row] = MetricLog(path).rows()
+def _log_of(path: Path) -> Sequence[Row]:
+    rows = MetricLog(path).rows()
     if any(not isinstance(row.get("step"), int) for row in rows):
         raise DataError(f"{path}: a line without a step; this is no log of a run's metrics")
     return rows
