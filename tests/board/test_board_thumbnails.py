@@ -26,13 +26,15 @@ def run(tmp_path):
 def made(run, count):
     folders = Folders([run.path])
     of = content(folders.read(), folders, count)
-    return of, unpacked(html_page(of))["thumbnails"]
+    data = unpacked(html_page(of))
+    tiles = [tile for evaluation in data["questions"]["asked"] for detail in evaluation["details"] for tile in detail[3]]
+    return of, {path: data["thumbnails"][place] for _, path, _, place in tiles if place >= 0}
 
 
 def test_pictures_are_of_the_first_questions_and_as_many_as_asked_for(run):
     _, found = made(run, 7)
     rows = read_json_lines(run.path / "eval_step20.jsonl")
-    listed = [tile["tile"] for row in rows for tile in row["retrieved"][:3]]
+    listed = [tile["path"] for row in rows for tile in row["retrieved"][:3]]
     assert list(found) == listed[:7]
     for one in found.values():
         image = Image.open(io.BytesIO(base64.b64decode(one.removeprefix("data:image/webp;base64,"))))
@@ -62,7 +64,9 @@ def test_a_header_that_announces_a_huge_picture_is_believed_and_refused(run, tmp
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
     (tmp_path / "tiles" / rows[0]["retrieved"][0]["path"]).write_bytes(bomb)
-    assert rows[0]["retrieved"][0]["tile"] not in made(run, 100)[1]
+    found = made(run, 100)[1]
+    assert len(found) == 12 * 3 - 1
+    assert rows[0]["retrieved"][0]["path"] not in found
 
 
 def test_pictures_are_bounded_in_bytes(run, monkeypatch):

@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> RunFolder:
 def ask(run: RunFolder) -> Iterator[Ask]:
     """ask(path, header=…): status, headers and text of an answer."""
     folders = Folders([run.path])
-    server = BoardServer(Live(folders, lambda: content(folders.read(), folders)))
+    server = BoardServer(Live(folders, lambda: content(folders.read(), folders), rest=0))
     thread = threading.Thread(target=server.serve)
     thread.start()
     host, port = server.address.removeprefix("http://").rstrip("/").split(":")

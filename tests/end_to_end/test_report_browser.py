@@ -215,20 +215,20 @@ def test_a_browser_that_cannot_unpack_is_told_and_the_tables_stand(boards: Path,
 def test_a_watched_page_takes_in_news_and_keeps_what_was_chosen(tmp_path: Path, show: Open):
     run = write_run(tmp_path / "live", {0: ranks(30, 0.2, 0), 10: ranks(30, 0.5, 1)})
     folders = Folders([run.path])
-    server = BoardServer(Live(folders, lambda: content(folders.read(), folders)))
+    server = BoardServer(Live(folders, lambda: content(folders.read(), folders), rest=0))
     thread = threading.Thread(target=server.serve)
     thread.start()
     try:
         page = ready(show(server.address))
-        page.fill("#questions-search", "number 7")
+        page.fill("#questions-search", "number 7?")
         page.select_option("#flips-show", "rose")
         page.locator("#questions-list summary").first.click()
         write_evaluation(run.path, 20, ranks(30, 0.9, 2))
         page.wait_for_selector(".headline:has-text('to 20')", timeout=60_000)
-        assert page.input_value("#questions-search") == "number 7"
+        assert page.input_value("#questions-search") == "number 7?"
         assert page.input_value("#flips-show") == "rose"
         assert page.locator("#questions-list details").first.get_attribute("open") is not None
-        assert words_of(page, "questions") == ["What is number 7?"]
+        assert words_of(page, "questions") == [f"What is number {place}?" for place in (7, 17, 27)]
     finally:
         server.stop()
         thread.join(10)

@@ -214,7 +214,8 @@ def _climb(board: Board, folders: Folders) -> Findings:
         pairs.append((pairs[0][0], pairs[-1][1]))
     compared, told = _compared(pairs, metric)
     metrics = [metric, *(["qa"] if any(one.asked for several in taken.values() for _, one in several) else [])]
-    return Findings(compared, [_staircase(name, taken, adds, sides, compared) for name in metrics], [*notes, *told])
+    wanted = sorted(metrics, key=lambda name: name != board.metric)  # what the sweep is after stands first
+    return Findings(compared, [_staircase(name, taken, adds, sides, compared) for name in wanted], [*notes, *told])
 
 
 def _readable(runs: Sequence[Run], folders: Folders) -> tuple[list[Run], list[str]]:

@@ -113,9 +113,9 @@
     return found;
   }
   function tile(listed, golden) {
-    const [article, path, score, id] = listed;
+    const [article, path, score, place] = listed;
     const right = golden.includes(article);
-    const picture = data.thumbnails[id];
+    const picture = data.thumbnails[place];
     return make(
       "div",
       { class: right ? "tile golden" : "tile" },

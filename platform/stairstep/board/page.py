@@ -10,7 +10,7 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from . import words
 from .compute import Calls, Findings, calls, find
 from .figures import Drawn, cost_figure, curve_figure, parallel_figure, plotly_js, score_figure, stairs_figure, time_figure
-from .payload import packed, questions, smaller, squeezed
+from .payload import Questions, packed, questions, smaller, squeezed
 from .read import Board, Folders, Run
 from .tables import Cell, Table, calls_table, comparisons_table, runs_table, skipped_table, stairs_table, steps_table
 from .thumbnails import thumbnails
@@ -48,20 +48,21 @@ class _Section:
 def content(board: Board, folders: Folders, pictures: int = 0) -> Content:
     """All that the page shows, made to fit."""
     findings, made = find(board, folders), calls(board)
-    drawn = _figures(board, findings)
-    asked = questions(board, folders)
-    tables = tables_of(board, findings)
-    found, told = asked, ""
-    for found, told in smaller(asked):
-        told = told and f"{told}; --csv has every number"
-        data = {"figures": {one.id: one.spec for group in drawn.values() for one in group}, "questions": found.plain(), "thumbnails": {}}
-        main = _main(board, findings, made, drawn, tables, [*asked.notes, *([told] if told else [])], bool(found.asked))
-        if _size(Content(board.title, main, data)) <= MOST_BYTES:
+    drawn, tables, asked = _figures(board, findings), tables_of(board, findings), questions(board, folders)
+    specs = {one.id: one.spec for group in drawn.values() for one in group}
+
+    def shown(found: Questions, told: Sequence[str], images: Mapping[str, str]) -> Content:
+        main = _main(board, findings, made, drawn, tables, [*asked.notes, *filter(None, told)], bool(found.asked))
+        return Content(board.title, main, {"figures": specs, "questions": found.plain(images), "thumbnails": list(images.values())})
+
+    for found, left_out in smaller(asked):
+        of, kept, told = shown(found, [left_out], {}), found, left_out
+        if _size(of) <= MOST_BYTES:
             break
-    shown, lost = thumbnails(found, pictures) if pictures else ({}, "")
-    if lost:
-        main = _main(board, findings, made, drawn, tables, [*asked.notes, *([told] if told else []), lost], bool(found.asked))
-    return Content(board.title, main, {**data, "thumbnails": shown})
+    if not pictures:
+        return of
+    images, lost = thumbnails(kept, pictures)
+    return shown(kept, [told, lost], images)
 
 
 def html_page(of: Content, version: str = "") -> str:

@@ -48,10 +48,19 @@ class Questions:
     asked: Sequence[Asked]
     notes: Sequence[str] = ()
 
-    def plain(self) -> dict[str, Any]:
-        """As the page reads it."""
-        keys = ("run", "label", "step", "set", "letters", "coverage", "floor", "details")
-        return {"sets": self.sets, "asked": [{key: getattr(one, key) for key in keys} for one in self.asked], "states": ["", *STATES]}
+    def plain(self, pictures: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """As the page reads it; a tile is named by the place of its picture, for ids are long and do not compress."""
+        places = {tile: place for place, tile in enumerate(pictures or {})}
+        keys = ("run", "label", "step", "set", "letters", "coverage", "floor")
+        asked = [{**{key: getattr(one, key) for key in keys}, "details": _placed(one.details, places)} for one in self.asked]
+        return {"sets": self.sets, "asked": asked, "states": ["", *STATES]}
+
+
+def _placed(details: Sequence[Any] | None, places: Mapping[str, int]) -> Sequence[Any] | None:
+    """Details with the place of each tile's picture, or -1, instead of its id."""
+    if details is None:
+        return None
+    return [[*said, [[*tile[:3], places.get(tile[3], -1)] for tile in tiles]] for *said, tiles in details]
 
 
 def letter(row: Row) -> str:
@@ -118,14 +127,20 @@ def smaller(found: Questions) -> Iterator[tuple[Questions, str]]:
     middle = [replace(one, details=one.details if one.step in ends[one.run] else None) for one in found.asked]
     yield (
         replace(found, asked=middle),
-        "answers and tiles are of each run's first and last evaluation only: with all, the page would be too large",
+        "answers and tiles are of each run's first and last evaluation only: with all, the page would be too large; --csv has every number",
     )
     last = [replace(one, details=one.details if one.step == ends[one.run][1] else None) for one in found.asked]
-    yield replace(found, asked=last), "answers and tiles are of each run's last evaluation only: with all, the page would be too large"
+    yield (
+        replace(found, asked=last),
+        "answers and tiles are of each run's last evaluation only: with all, the page would be too large; --csv has every number",
+    )
     bare = replace(found, asked=[replace(one, details=None) for one in found.asked])
-    yield bare, "answers and tiles are left out: with them, the page would be too large"
+    yield bare, "answers and tiles are left out: with them, the page would be too large; --csv has every number"
     short = [[[text[0], _start(text[1], 60), _start(text[2], 20), []] for text in texts] for texts in bare.sets]
-    yield replace(bare, sets=short), "answers, tiles and the ends of long questions are left out: with them, the page would be too large"
+    yield (
+        replace(bare, sets=short),
+        "answers, tiles and the ends of long questions are left out: with them, the page would be too large; --csv has every number",
+    )
     yield Questions([], []), "questions are left out: with them, the page would be too large; jobs.compare compares any two runs"
 
 

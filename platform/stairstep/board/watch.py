@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,23 +18,27 @@ from stairstep.settings import InputError, StairstepError
 from .page import Content, html_page
 from .read import Folders
 
+REST = 4.0
 _NAMES = ("127.0.0.1", "localhost")
 
 
 class Live:
-    """What is served: made anew when the folders have changed, for whoever asks first; the others wait."""
+    """What is served: made anew when the folders have changed, for whoever asks first; the others wait. After that it rests `rest` times
+    as long as the making took, for the cores are the runs' own."""
 
-    def __init__(self, folders: Folders, made: Callable[[], Content]) -> None:
-        self._folders, self._made = folders, made
-        self._lock = threading.Lock()
+    def __init__(self, folders: Folders, made: Callable[[], Content], rest: float = REST) -> None:
+        self._folders, self._made, self._rest = folders, made, rest
+        self._lock, self._not_before = threading.Lock(), 0.0
         self._version, self._content = "", Content("", "", {})
 
     def now(self) -> tuple[str, Content]:
         """The present version and content."""
         with self._lock:
             version = f'"{self._folders.stamp()}"'
-            if version != self._version:
+            if version != self._version and time.monotonic() >= self._not_before:
+                began = time.monotonic()
                 self._version, self._content = version, self._made()
+                self._not_before = time.monotonic() + self._rest * (time.monotonic() - began)
             return self._version, self._content
 
 

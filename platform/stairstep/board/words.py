@@ -32,9 +32,8 @@ def headline(board: Board, findings: Findings) -> tuple[str, str]:
     if not scored:
         return f"{_count(len(board.runs), 'run')}, no score yet", ""
     spread = f"{metric_label(board.metric)} from {short(min(scored))} to {short(max(scored))} at the last evaluated step"
-    return f"{_count(len(board.runs), 'run')}: {spread}", "; ".join(
-        f"{one.second}: {_difference(found)}" for one in findings.compared for found in one.comparisons[:1]
-    )
+    against = "; ".join(f"{one.second} {_difference(found)}" for one in findings.compared for found in one.comparisons[:1])
+    return f"{_count(len(board.runs), 'run')}: {spread}", against and f"Against {findings.compared[0].first}: {against}"
 
 
 def facts(board: Board, made: Sequence[Calls]) -> list[tuple[str, str]]:
