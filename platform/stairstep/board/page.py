@@ -209,10 +209,9 @@ def _html_table(one: Table, below: str) -> str:
     heads = "".join(f"<th scope='col' aria-sort='none'><button type='button'>{_text(name)}</button></th>" for name in one.columns)
     cut = f"The first {_MOST_ROWS} of {len(one.rows)} rows; --csv has all. " if len(one.rows) > _MOST_ROWS else ""
     note = f"<p class='note'>{_text(cut + one.note)}</p>" if cut or one.note else ""
-    return (
-        f"<div class='card'>{title}<div class='scroll' tabindex='0' aria-label='{_text(one.title)}'><table id='table-{one.id}'>"
-        f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>{note}</div>"
-    )
+    region = f"class='scroll' tabindex='0' role='region' aria-label='{_text(one.title)}'"
+    inside = f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
+    return f"<div class='card'>{title}<div {region}><table id='table-{one.id}'>{inside}</table></div>{note}</div>"
 
 
 def _html_cell(cell: Cell) -> str:

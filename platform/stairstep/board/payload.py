@@ -18,7 +18,7 @@ from stairstep.records import digest_of_json
 from stairstep.settings import DataError, InputError
 
 from .compute import label
-from .read import Board, Evaluation, Folders, Row, Run
+from .read import Board, Evaluation, Folders, Row
 
 TILES_SHOWN = 3
 _PLACES = 3  # not among the first three, among them, first
@@ -72,30 +72,52 @@ def letter(row: Row) -> str:
 
 def questions(board: Board, folders: Folders) -> Questions:
     """Every evaluation of the primary question sets; rows that cannot be read are told instead."""
-    sets: dict[str, tuple[int, list[Any], dict[str, int]]] = {}
+    sets: dict[str, _Set] = {}
     asked, notes = [], []
     for run in board.runs:
         for one in run.evaluations:
             try:
-                rows = folders.rows(one) if not board.is_sweep else list(folders.evaluated(one).rows)
-                asked.append(_asked(run, one, rows, sets, details=not board.is_sweep))
+                found = folders.of_rows(one, "outcomes", lambda rows: _outcomes(rows, details=not board.is_sweep))
             except (DataError, InputError) as error:
                 notes.append(str(error))
-            except (KeyError, TypeError, AttributeError):
-                notes.append(f"{one.rows_path}: these rows are not those of a question set; evaluate that step again")
-    return Questions([texts for _, texts, _ in sets.values()], asked, notes)
+                continue
+            if found.key not in sets:
+                texts = [[row.get(key) for key in _KEYS] for row in folders.rows(one)]
+                sets[found.key] = _Set(len(sets), texts, _order([str(text[0]) for text in texts]))
+            into = sets[found.key]
+            letters = "".join(found.letters[place] for place in into.order)
+            details = None if found.details is None else [found.details[place] for place in into.order]
+            asked.append(Asked(run.name, label(run), one.step, into.number, letters, one.coverage, one.floor, details, one))
+    return Questions([one.texts for one in sets.values()], asked, notes)
 
 
-def _asked(run: Run, one: Evaluation, rows: Sequence[Row], sets: dict[str, tuple[int, list[Any], dict[str, int]]], details: bool) -> Asked:
-    texts = [[row.get(key) for key in _KEYS] for row in rows]
-    key = digest_of_json(sorted(texts, key=lambda text: str(text[0])))
-    if key not in sets:
-        sets[key] = (len(sets), texts, {str(text[0]): place for place, text in enumerate(texts)})
-    number, _, places = sets[key]
-    ordered = sorted(rows, key=lambda row: places[str(row["id"])])
-    letters = "".join(map(letter, ordered))
-    found = [_detail(row) for row in ordered] if details else None
-    return Asked(run.name, label(run), one.step, number, letters, one.coverage, one.floor, found, one)
+@dataclass(frozen=True)
+class _Set:
+    """A question set as the page has it; `order`: of each question in the page's order, its place among the sorted ids."""
+
+    number: int
+    texts: Sequence[Any]
+    order: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """What is kept of an evaluation's rows, by sorted ids: a letter a question, so that hundreds of evaluations fit into memory."""
+
+    key: str
+    letters: str
+    details: Sequence[Any] | None
+
+
+def _outcomes(rows: Sequence[Row], details: bool) -> _Outcomes:
+    ordered = sorted(rows, key=lambda row: str(row["id"]))
+    key = digest_of_json([[row.get(key) for key in _KEYS] for row in ordered])
+    return _Outcomes(key, "".join(map(letter, ordered)), [_detail(row) for row in ordered] if details else None)
+
+
+def _order(ids: Sequence[str]) -> list[int]:
+    places = {name: place for place, name in enumerate(sorted(ids))}
+    return [places[name] for name in ids]
 
 
 def _detail(row: Row) -> list[Any]:

@@ -7,11 +7,11 @@ it would have said, and is named: one damaged run hides no other. Rows are read 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stairstep.evaluation.evaluated import Evaluated, steps_evaluated
 from stairstep.evaluation.peaks import score_of
@@ -25,6 +25,8 @@ from stairstep.sweeps import SweepFolder, SweepPlan, TrialRecord
 Row = Mapping[str, Any]
 # What the board's comparisons need of a row: the rest (paths, further ranks) is many times that, and stays on the disk.
 _KEPT = ("id", "problem", "answer", "golden_ids", *ARTICLE_METRICS.values(), "split", "state", "correct")
+_NEEDED = {"id", "problem", "golden_ids", "split", "retrieved", *ARTICLE_METRICS.values()}
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class Folders:
         twice = [str(path) for path, count in Counter(path.resolve() for path in self.paths).items() if count > 1]
         if twice:
             raise InputError(f"{twice[0]}: named twice; name every run once")
-        self._kept: dict[Path, tuple[tuple[int, int], Any]] = {}
+        self._kept: dict[tuple[Path, str], tuple[tuple[int, int], Any]] = {}
 
     @property
     def target(self) -> Path:
@@ -176,12 +178,21 @@ class Folders:
 
     def rows(self, evaluation: Evaluation) -> list[Row]:
         """The rows of an evaluation, whole; not kept."""
-        return read_json_lines(evaluation.rows_path)
+        path = evaluation.rows_path
+        rows = read_json_lines(path)
+        if any(not isinstance(row, dict) or not set(row) >= _NEEDED for row in rows):
+            raise DataError(f"{path}: these rows are not those of a question set; evaluate that step again")
+        return rows
+
+    def of_rows(self, evaluation: Evaluation, what: str, made: Callable[[Sequence[Row]], Made]) -> Made:
+        """What is made of an evaluation's rows, kept under a name until they change."""
+        found: Made = self._once(evaluation.rows_path, lambda _: made(self.rows(evaluation)), what)
+        return found
 
     def evaluated(self, evaluation: Evaluation) -> Evaluated:
         """An evaluation as comparisons take it: with what they need of its rows."""
         shown = evaluation.summary.get("top_k_read")
-        rows = self._once(evaluation.rows_path, lambda path: [_lean(row, shown or 0, path) for row in read_json_lines(path)])
+        rows = self.of_rows(evaluation, "lean", lambda rows: [_lean(row, shown or 0) for row in rows])
         return Evaluated(rows, evaluation.step, shown, evaluation.floor)
 
     def stamp(self) -> str:
@@ -230,13 +241,13 @@ class Folders:
             raise DataError(f"{summary_path}: this is no summary of an evaluation; evaluate that step again, or delete the file")
         return Evaluation(step, summary.get("name", name or "questions"), name is None, summary, rows)
 
-    def _once(self, path: Path, read: Any) -> Any:
+    def _once(self, path: Path, read: Callable[[Path], Any], what: str = "") -> Any:
         if not path.exists():
             return read(path)
         state = _state(path)
-        kept = self._kept.get(path)
+        kept = self._kept.get((path, what))
         if kept is None or kept[0] != state:
-            kept = self._kept[path] = (state, read(path))
+            kept = self._kept[path, what] = (state, read(path))
         return kept[1]
 
 
@@ -272,9 +283,7 @@ def _log_of(path: Path) -> Sequence[Row]:
     return rows
 
 
-def _lean(row: Row, shown: int, path: Path) -> Row:
-    if not isinstance(row, dict) or not {"id", *ARTICLE_METRICS.values()} <= set(row):
-        raise DataError(f"{path}: these rows are not those of a question set; evaluate that step again")
+def _lean(row: Row, shown: int) -> Row:
     kept = {key: row[key] for key in _KEPT if key in row}
-    kept["retrieved"] = [{"article": one["article"]} for one in row.get("retrieved", ())[:shown]]
+    kept["retrieved"] = [{"article": one["article"]} for one in row["retrieved"][:shown]]
     return kept

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from stairstep.evaluation.comparison import Comparison, comparison_label
+from stairstep.evaluation.peaks import peak
 from stairstep.evaluation.questions_answered import STATES
 from stairstep.evaluation.retrieval import ARTICLE_METRICS
 from stairstep.evaluation.statistics import Difference, Interval
@@ -76,7 +77,7 @@ def stairs_table(staircase: Staircase) -> Table:
     for stair in staircase.stairs:
         found = stair.compared
         change = (
-            [Cell(DASH, None, "number")] * 3
+            [Cell(DASH, -math.inf, "number")] * 3
             if found is None
             else [
                 shown(found.difference),
@@ -164,7 +165,7 @@ def runs_table(board: Board) -> Table:
                 _loss(run),
                 number(hours(run), "{:.3f}"),
                 number(cost(run), "{:.4f}"),
-                Cell(_cut(run.reason), run.reason, "reason"),
+                Cell(cut(run.reason), run.reason, "reason"),
             ]
         )
         marks.append("grey" if below or run.state == "failed" else "")
@@ -207,7 +208,9 @@ def steps_table(run: Run) -> Table:
         )
         marks.append("grey" if one.below_floor else "")
     columns = ("Step", "Question set", "R@1", "R@3", "R@10", "MRR", "QA", "QA coverage", "n")
-    return _without_empty(Table("steps", "Evaluated steps", columns, rows, "", marks))
+    peaks = [peak({one.step: one.summary for one in run.evaluations if one.step}, metric) for metric in ("hit@1", "qa")]
+    note = " ".join(f"{one.line}." for one in peaks if one is not None)
+    return _without_empty(Table("steps", "Evaluated steps", columns, rows, note, marks))
 
 
 def calls_table(made: Sequence[Calls]) -> Table:
@@ -306,7 +309,8 @@ def _value(value: Any) -> Cell:
     return Cell(f"{value:g}", value, "number")
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A reason on one line, and no longer than a table can show."""
     flat = " ".join(text.split())
     return flat if len(flat) <= _LONGEST_REASON else flat[: _LONGEST_REASON - 1] + "…"
 

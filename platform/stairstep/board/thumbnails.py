@@ -15,7 +15,7 @@ from PIL import Image
 
 from stairstep.data import Roots, resolve_inside
 from stairstep.settings import DataError, TileError
-from stairstep.tiles import TileReader, TileSettings
+from stairstep.tiles import TileReader, TileSettings, decode_image
 
 from .payload import Questions, wanted_tiles
 
@@ -26,6 +26,7 @@ _QUALITY = 60
 
 def thumbnails(found: Questions, count: int) -> tuple[dict[str, str], str]:
     """Pictures by tile id as data: addresses, at most `count` and MOST_BYTES; and what was left out."""
+    reader = TileReader(TileSettings())  # its bounds on files and pictures, not its sizes
     made: dict[str, str] = {}
     lost = spent = 0
     for evaluation, tiles in wanted_tiles(found, count):
@@ -33,7 +34,7 @@ def thumbnails(found: Questions, count: int) -> tuple[dict[str, str], str]:
         for tile, path in tiles.items():
             if tile in made or len(made) >= count:
                 continue
-            picture = _thumbnail(Path(folder), path) if folder else None
+            picture = _thumbnail(reader, Path(folder), path) if folder else None
             if picture is None:
                 lost += 1
             elif spent + len(picture) > MOST_BYTES:
@@ -43,13 +44,11 @@ def thumbnails(found: Questions, count: int) -> tuple[dict[str, str], str]:
     return made, f"{lost} tiles have no picture here: their files are gone, packed in an archive, or outside their folder" if lost else ""
 
 
-def _thumbnail(folder: Path, path: str) -> str | None:
+def _thumbnail(reader: TileReader, folder: Path, path: str) -> str | None:
     try:
         inside = resolve_inside(os.path.join(folder, path), Roots([folder]))
-        data = _READER.source(inside)
-        from stairstep.tiles import decode_image
-
-        pixels = decode_image(data, str(inside), _READER.settings.max_image_pixels)
+        data = reader.source(inside)
+        pixels = decode_image(data, str(inside), reader.settings.max_image_pixels)
     except (TileError, DataError):
         return None
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
@@ -57,6 +56,3 @@ def _thumbnail(folder: Path, path: str) -> str | None:
     into = io.BytesIO()
     image.save(into, "WEBP", quality=_QUALITY)
     return "data:image/webp;base64," + base64.b64encode(into.getvalue()).decode("ascii")
-
-
-_READER = TileReader(TileSettings())

@@ -14,7 +14,10 @@ from stairstep.evaluation.table import metric_label, short
 
 from .compute import Calls, Findings, hours, label, picked
 from .read import Board
-from .tables import names_below_floor
+from .tables import cut, names_below_floor
+
+_MOST_NAMED = 5
+_WHY = {"lost": "it says that it is at work, and its process is gone or silent"}
 
 
 def headline(board: Board, findings: Findings) -> tuple[str, str]:
@@ -67,9 +70,13 @@ def warnings(board: Board, findings: Findings, more: Sequence[str]) -> list[str]
     caveats = dict.fromkeys(one.caveat for one in findings.compared if one.caveat)
     left_out = dict.fromkeys(f"{one.first} and {one.second}: {text}" for one in findings.compared for text in one.left_out)
     below = names_below_floor(board)
-    failed = [label(run) for run in board.runs if run.state == "failed"]
-    stopped = [
-        f"{label(run)} ({run.reason or 'no reason given'})" for run in board.runs if run.trial is not None and run.state == "stopped"
+    ended = {state: [run for run in board.runs if run.state == state] for state in ("failed", "stopped", "lost")}
+    told = [
+        f"{state}: "
+        + "; ".join(f"{label(run)} ({cut(run.reason) or _WHY.get(state, 'no reason given')})" for run in runs[:_MOST_NAMED])
+        + (f"; and {len(runs) - _MOST_NAMED} more, in the table" if len(runs) > _MOST_NAMED else "")
+        for state, runs in ended.items()
+        if runs
     ]
     return [
         *([] if findings.staircases else caveats),
@@ -77,8 +84,7 @@ def warnings(board: Board, findings: Findings, more: Sequence[str]) -> list[str]
         *(note for one in findings.staircases for note in one.notes),
         *left_out,
         *([f"QA coverage below the floor, so no QA score: {'; '.join(below)}"] if below else []),
-        *([f"failed: {'; '.join(failed)}; the errors stand in the table"] if failed else []),
-        *([f"stopped early: {'; '.join(stopped)}"] if stopped else []),
+        *told,
         *(problem for run in board.runs for problem in run.problems),
         *more,
     ]
