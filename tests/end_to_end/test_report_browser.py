@@ -68,6 +68,7 @@ def show(chromium: Any) -> Iterator[Open]:
 
     def open_page(address: str, width: int = 1280, script: str = "") -> Any:
         page = chromium.new_page(viewport={"width": width, "height": 900})
+        page.set_default_timeout(90_000)
         said: list[str] = []
         asked: list[str] = []
         page.on("console", lambda message: said.append(message.text))
@@ -87,7 +88,7 @@ def show(chromium: Any) -> Iterator[Open]:
 
 
 def ready(page: Any) -> Any:
-    page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+    page.wait_for_selector("html[data-ready=yes]")
     return page
 
 
@@ -224,7 +225,7 @@ def test_a_watched_page_takes_in_news_and_keeps_what_was_chosen(tmp_path: Path, 
         page.select_option("#flips-show", "rose")
         page.locator("#questions-list summary").first.click()
         write_evaluation(run.path, 20, ranks(30, 0.9, 2))
-        page.wait_for_selector(".headline:has-text('to 20')", timeout=60_000)
+        page.wait_for_selector(".headline:has-text('to 20')")
         assert page.input_value("#questions-search") == "number 7?"
         assert page.input_value("#flips-show") == "rose"
         assert page.locator("#questions-list details").first.get_attribute("open") is not None

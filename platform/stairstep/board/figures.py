@@ -49,10 +49,11 @@ def stairs_figure(staircase: Staircase) -> Drawn:
     import plotly.graph_objects as go
 
     traces, layout = treads(staircase)
-    least = f"At least {staircase.seeds} {'seed' if staircase.seeds == 1 else 'seeds'} a step."
+    counts = sorted({len(one.seeds) for one in staircase.stairs if one.compared is not None} or {staircase.seeds})
+    seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
     note = (
         "Line: mean over the seeds; box: its 95 % interval over seeds and questions; points: each seed. "
-        f"{least} Words: the paired comparison with the step below, corrected (Holm)."
+        f"{seeds} {'seed' if seeds == '1' else 'seeds'} a step. Words: the paired comparison with the step below, corrected (Holm)."
     )
     name = comparison_label(staircase.metric)
     return _drawn(
