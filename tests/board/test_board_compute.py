@@ -148,3 +148,18 @@ def test_a_run_without_reader_says_nothing_of_answers(tmp_path):
     assert [one.metric for one in findings.compared[0].comparisons] == ["hit@1"]
     assert findings.compared[0].left_out == ()
     assert calls(folders.read()) == []
+
+
+def test_answers_make_a_staircase_of_their_own(tmp_path):
+    states = ["correct"] * 20 + ["incorrect"] * 59 + ["unanswered"]
+    sweep = write_staircase(tmp_path / "stairs", seeds=(0,), states=states)
+    sweep.write_plan(replace(sweep.plan, metrics=("qa",)))
+    folders = Folders([sweep.path])
+    findings = find(folders.read(), folders)
+    assert [one.metric for one in findings.staircases] == ["qa", "hit@1"], "what the sweep is after stands first"
+    for stair in findings.staircases[0].stairs:
+        assert stair.score == wilson(20, 79)
+        assert stair.compared is None or stair.compared.verdict == "no difference shown"
+    said, below = headline(folders.read(), findings)
+    assert said.startswith("QA\u00a0.253\u00a0→\u00a0.253 over 3 steps, 1 seed")
+    assert below.startswith("No difference shown")
