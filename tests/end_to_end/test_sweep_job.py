@@ -125,7 +125,7 @@ def answers(sweep: SweepFolder) -> dict[str, int]:
     for path in sweep.runs.glob("*/eval_step*.summary.json"):
         calls = json.loads(path.read_text())["calls"]["answer"]
         counted["asked"] += calls["asked"]
-        counted["found"] += calls["hits"] + calls["waited"]
+        counted["found"] += calls["hits"]
     return counted
 
 
