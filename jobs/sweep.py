@@ -40,7 +40,7 @@ def go_on(sweep: SweepFolder, concurrency: int | None, limits: Limits) -> int:
     print(f"\n{board_text(board, folders)}\n\nits board: {folders.target}")
     failed = any(one.state == "failed" for one in sweep.trials())
     if left:
-        print(f"{left}; go on with: python -m jobs.sweep --resume {sweep.path}")
+        print(f"{left}; jobs.sweep --resume {sweep.path} goes on from here")
     return 1 if failed or left else 0
 
 
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
             )
         return go_on(find(options.resume, options.root), options.concurrency, limits)
     if options.space is None:
-        raise InputError("expected a recipe and a space, as in: python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
+        raise InputError("expected a recipe and a space, for example recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
     asked = Asked(options.recipe, options.space, options.overrides, options.seeds, options.name)
     space, made = planned(asked)
     if options.dry_run:
