@@ -255,7 +255,10 @@ def _left(sweep: SweepFolder, space: Space) -> bool:
 @contextmanager
 def _quiet_tune() -> Iterator[None]:
     """Tune writes no files of its own beside the sweep's and no table on the screen; what a person has set in the environment stays."""
-    wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    wanted = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }  # the newer output frames every experiment, asked or not
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     level = logging.getLogger("ray.tune").level
