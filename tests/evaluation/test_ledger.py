@@ -742,7 +742,7 @@ def _kill_and_compare(folder: Path, workers: int, numbers: int, kills: int, paus
             if at_work := [worker for worker in running if has_asked(worker)]:
                 worker = chance.choice(at_work)
                 victim = running[worker]
-                os.kill(victim.pid or 0, signal.SIGKILL)
+                victim.kill()  # by its object: one that ended meanwhile has no process any more
                 victim.join()
                 if victim.exitcode != 0:
                     killed.add(f"{worker}-{victim.pid}")
