@@ -1,6 +1,7 @@
 """`python -m jobs.train … cluster.workers=2` as a person runs it: stopped by SIGTERM, by Ctrl-C, by SIGKILL, and gone on with.
 
-Each command starts a private Ray of its own, under a token that is written nowhere.
+Each command starts a private Ray of its own, under a token that is written nowhere; minutes on two cores. `make test` has the same stop by
+SIGTERM in tests/cluster/test_keys_on_ray.py, killed workers and bad input in test_ray_training.py, and runs without Ray in tests/tasks/test_resume.py.
 """
 
 from __future__ import annotations
@@ -147,6 +148,7 @@ def tidy(err: str) -> None:
     assert err.count("Loaded test") == 1, err
 
 
+@pytest.mark.soak
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(
     start: Callable[..., Job], job: Callable[..., Any], recipe: Path, tmp_path: Path
 ) -> None:
