@@ -68,6 +68,7 @@ extends: {ROOT}/recipes/tinywiki.yaml
 run: {{root: {runs}}}
 data: {{world: null, roots: [{data}], hard_negatives: 2}}
 tiles: {{max_visual_tokens: 12}}
+model: {{adapter: {{targets: {{llm_mlp: false, vit_mlp: false}}}}}}
 optim: {{batch: 2, steps: 1, schedule: {{warmup_steps: 0}}}}
 evaluation: {{every: 1, loss_every: 0}}
 """
