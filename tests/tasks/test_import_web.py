@@ -125,12 +125,12 @@ def test_a_page_without_end_is_cut_off_and_this_is_said(web: SimpleNamespace):
 
 def test_pages_that_do_not_load_fail_alone(web: SimpleNamespace):
     web.server.pages |= {"/good": bands(("#ff0000", 64)), "/hang": bands(("#ff0000", 64), more=HANG), "/last": bands(("#0000ff", 64))}
-    done = web.run("/missing", "http://127.0.0.1:1/closed", "/hang", "/slow", "/good", "/last", timeout_s=3)
+    done = web.run("/missing", "http://127.0.0.1:1/closed", "/hang", "/slow", "/good", "/last", timeout_s=4)
     reasons = {one.source.rsplit("/", 1)[1]: one.reason for one in done.failures}
     assert set(reasons) == {"missing", "closed", "hang", "slow"}
     assert "answered 404" in reasons["missing"]
     assert "cannot be loaded" in reasons["closed"]
-    assert "not done within 3 s" in reasons["hang"] and "3" in reasons["slow"]
+    assert "not done within 4 s" in reasons["hang"] and "4" in reasons["slow"]
     assert done.pages == 2
     assert (pixels(web.out, article_at(web.out, "/last")) == (0, 0, 255)).all()
     assert len(read_json_lines(web.out / "failed.jsonl")) == 4
