@@ -28,12 +28,12 @@ from stairstep.sweeps.spent import Limits
 from stairstep.tasks.doctor import preflight
 
 
-def serve(model: str) -> AbstractContextManager[str]:
-    """The reader of a sweep: one for all trials; it answers while they wait for it, on their cores."""
+def serve(model: str, resources: dict[str, float]) -> AbstractContextManager[str]:
+    """The reader of a sweep: one for all trials; it answers while they wait for it, on their cores unless `resources` place it elsewhere."""
     from serve.reader import serving
-    from serve.settings import ReaderAppSettings, TransformersSettings
+    from serve.settings import ReaderAppSettings, ReplicaSettings, TransformersSettings
 
-    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0)))
+    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0), replicas=ReplicaSettings(resources=resources)))
 
 
 def go_on(sweep: SweepFolder, concurrency: int | None, limits: Limits) -> int:
@@ -80,6 +80,9 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         print("\n".join(dry_run_lines(space, made, limits)))
         return 0
+    from stairstep.cluster.session import check_root
+
+    check_root(made.base.run.root, made.base.cluster.address)
     if not options.no_preflight:
         preflight(made.trials[0].recipe if made.trials else made.base)
     sweep = begin(asked, space, made, shlex.join(["python", "-m", "jobs.sweep", *arguments]))
