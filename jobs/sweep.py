@@ -29,7 +29,7 @@ from stairstep.tasks.doctor import preflight
 
 
 def serve(model: str, resources: dict[str, float]) -> AbstractContextManager[str]:
-    """The reader of a sweep: one for all trials; it answers while they wait for it, on their cores unless `resources` place it elsewhere."""
+    """The reader of a sweep: one for all trials; it answers while they wait for it, on their cores unless `resources` say otherwise."""
     from serve.reader import serving
     from serve.settings import ReaderAppSettings, ReplicaSettings, TransformersSettings
 
