@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
+from own_ray import BIN, free_ports, own_environment, started
 
 from stairstep.records import RunFolder, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 DOCUMENT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 PATIENCE_S = 540.0
 SMALL = (
@@ -59,7 +54,6 @@ class Cluster:
     environment: dict[str, str]
     checkout: Path
     runs: Path
-    token: Path
 
     def call(self, *command: object, **more: str) -> subprocess.CompletedProcess[str]:
         """Run a command beside the copy, as a person would who has the token."""
@@ -75,27 +69,6 @@ class Cluster:
         return self.call(BIN / "ray", *words[1:], *more)
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in probes]
-    for one in probes:
-        one.close()
-    return ports
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it started, and nothing else."""
-    below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for one in below:
-        if one.is_running():
-            one.kill()
-
-
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The code as it would be cloned, and one job more that says where everything was imported from."""
@@ -109,7 +82,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory, tools: SimpleNamespace) -> Iterator[Cluster]:
+def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The Ray of `Machines of your own`, at ports and under a token of its own."""
     runs = tmp_path_factory.mktemp("runs")
     [head] = printed("ray start --head")
@@ -117,32 +90,13 @@ def cluster(checkout: Path, tmp_path_factory: pytest.TempPathFactory, tools: Sim
     # Two workers at once want two of the group's resource; a person would have two machines.
     words = shlex.split(head.replace("--port=6379", f"--port={port}").replace('"train": 1', '"train": 4'))
     assert words[0] == "ray" and f"--port={port}" in words
-    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # sockets have short names
-        token = Path(folder) / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTHONPATH"))} | {
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "RAY_TMPDIR": folder,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        }
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name:  # sockets have short names
+        folder = Path(name)
+        environment = own_environment(folder)
         more = [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"]
-        command = [BIN / words[0], *words[1:], *more, "--block", "--num-cpus=4"]
-        current = Path(folder) / "ray" / "ray_current_cluster"
-        for _ in range(3):  # where the machine has much other work, Ray gives itself up after 30 s
-            with (Path(folder) / "said").open("wb") as said:
-                process = subprocess.Popen(command, env=environment, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
-            tools.wait(lambda one=process: one.poll() is not None or current.exists(), "Ray")
-            if process.poll() is None:
-                break
-        try:
-            assert process.poll() is None, (Path(folder) / "said").read_text()
+        with started([BIN / words[0], *words[1:], *more, "--block", "--num-cpus=4"], environment, folder):
             reached = environment | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-            yield Cluster(reached, checkout, runs, token)
-        finally:
-            end(process)
+            yield Cluster(reached, checkout, runs)
 
 
 def test_a_submitted_job_imports_what_was_submitted_in_driver_and_worker(cluster: Cluster):
@@ -221,7 +175,7 @@ def test_report_as_printed(cluster: Cluster):
     assert done.returncode == 0, done.stdout
 
 
-def stopped(cluster: Cluster, name: str, line: str, *more: str, when: Callable[[], object]) -> str:
+def log_of_stopped(cluster: Cluster, name: str, line: str, *more: str, when: Callable[[], object]) -> str:
     """Submit a job, stop it when something is true, and give its log."""
     words = shlex.split(line.replace("/shared/runs", str(cluster.runs)))
     done = cluster.call(BIN / "ray", *words[1:3], "--no-wait", f"--submission-id={name}", *words[3:], *more)
@@ -242,7 +196,7 @@ def test_a_stopped_training_ends_with_a_checkpoint_and_goes_on(cluster: Cluster,
     small = [*shlex.split(SMALL), "run.name=stopped", "evaluation.every=100000", "checkpoints.every=100000"]
     folder = RunFolder(cluster.runs / "stopped")
     line = line_of("train")
-    log = stopped(cluster, "to-be-stopped", line, *small, "optim.steps=100000", when=lambda: tools.last_step(folder.path) >= 3)
+    log = log_of_stopped(cluster, "to-be-stopped", line, *small, "optim.steps=100000", when=lambda: tools.last_step(folder.path) >= 3)
     status = read_json(folder.path / "status.json")
     assert status["state"] == "stopped", log
     [checkpoint] = folder.checkpoints()
@@ -255,7 +209,7 @@ def test_a_stopped_preprocessing_says_so_and_goes_on(cluster: Cluster):
     small = [*shlex.split(SMALL.replace("pairs=40", "pairs=1200")), f"tiles.store={cluster.runs / 'other'}"]
     line = line_of("preprocess")
     begun = cluster.runs / "other"
-    log = stopped(cluster, "store-to-be-stopped", line, *small, when=lambda: list(begun.rglob("*shard*")))
+    log = log_of_stopped(cluster, "store-to-be-stopped", line, *small, when=lambda: list(begun.rglob("*shard*")))
     assert "stopped" in log, log
     done = cluster.submit(line, *small)
     assert done.returncode == 0, done.stdout
