@@ -3,12 +3,11 @@
 #   sbatch --nodes=4 docs/cluster/slurm.sh python -m jobs.train recipes/v8r.yaml run.root=/shared/runs cluster.workers=4 cluster.resources.train=1
 #SBATCH --job-name=stairstep --ntasks-per-node=1 --exclusive --gpus-per-node=1 --time=12:00:00 --signal=B:TERM@900
 set -euo pipefail
-umask 077
 export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD:$PWD/platform RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.ray/slurm-$SLURM_JOB_ID
 unset RAY_AUTH_TOKEN
 mkdir -p "$HOME/.ray"
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"; kill $(jobs -p) 2> /dev/null || true; wait' EXIT
-python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
+(umask 077; python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH")
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs of others may share nothing but the machine
