@@ -67,6 +67,7 @@ def faked(gcs: str) -> dict[str, Any]:
     """cluster.yaml with nodes that are processes on this machine, two CPUs each."""
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
     types = {name: one | {"node_config": {}} for name, one in config["available_node_types"].items()}
+    types["ray.head.default"] = types.pop(config["head_node_type"])  # what Ray's provider of such nodes calls it
     for one in types.values():
         one["resources"] = {key: min(value, 2) for key, value in one["resources"].items()}
     nothing = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
@@ -76,7 +77,7 @@ def faked(gcs: str) -> dict[str, Any]:
         "upscaling_speed": config["upscaling_speed"],
         "idle_timeout_minutes": 0.15,
         "available_node_types": types,
-        "head_node_type": config["head_node_type"],
+        "head_node_type": "ray.head.default",
         "provider": {
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
