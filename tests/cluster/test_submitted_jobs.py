@@ -24,7 +24,8 @@ DOCUMENT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 PATIENCE_S = 540.0
 SMALL = (
     "data.world.articles=8 data.world.questions=8 data.world.pairs=40 data.world.text_pairs=8 optim.batch=4 optim.steps=2 "
-    "optim.schedule.warmup_steps=0 phases.text_warmup_steps=0 evaluation.every=2 evaluation.loss_every=0 evaluation.reader=null cluster.start_timeout_s=400"
+    "optim.schedule.warmup_steps=0 phases.text_warmup_steps=0 evaluation.every=2 evaluation.loss_every=0 "
+    "evaluation.reader=null cluster.start_timeout_s=400"
 )
 WHERE = """
 import importlib, json
