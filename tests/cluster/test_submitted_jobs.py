@@ -144,10 +144,14 @@ def test_a_relative_root_is_refused(cluster: Cluster, verb: str):
 
 
 @pytest.mark.soak
-def test_preprocess_then_train_then_sweep_as_printed(cluster: Cluster):
+def test_preprocess_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("preprocess"), *shlex.split(SMALL))
     assert done.returncode == 0, done.stdout
     assert list((cluster.runs / "tiles").rglob("shard-*.arrow"))
+
+
+@pytest.mark.soak
+def test_train_as_printed_and_its_log(cluster: Cluster):
     done = cluster.submit(line_of("train"), *shlex.split(SMALL), "cluster.resources.train=1")
     assert done.returncode == 0, done.stdout
     folder = RunFolder(cluster.runs / "tinywiki")
@@ -155,6 +159,10 @@ def test_preprocess_then_train_then_sweep_as_printed(cluster: Cluster):
     assert read_json(folder.path / "status.json")["state"] == "finished"
     for said in ("starting 2 Ray Train workers with CPU 1, train 1 each", "2/2", "finished"):
         assert said in done.stdout, done.stdout
+
+
+@pytest.mark.soak
+def test_a_sweep_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("sweep"), *shlex.split(SMALL), "--seeds", "0")
     assert done.returncode == 0, done.stdout
     assert "trials done)" in done.stdout
