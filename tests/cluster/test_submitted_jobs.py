@@ -211,14 +211,3 @@ def test_a_stopped_training_ends_with_a_checkpoint_and_goes_on(cluster: Cluster,
     [checkpoint] = folder.checkpoints()
     assert checkpoint.step == tools.last_step(folder.path) == status["step"]
     assert f"stopped at step {checkpoint.step}" in log, log
-
-
-@pytest.mark.soak
-def test_a_stopped_preprocessing_says_so_and_goes_on(cluster: Cluster):
-    small = [*shlex.split(SMALL.replace("pairs=40", "pairs=1200")), f"tiles.store={cluster.runs / 'other'}"]
-    line = line_of("preprocess")
-    begun = cluster.runs / "other"
-    log = log_of_stopped(cluster, "store-to-be-stopped", line, *small, when=lambda: list(begun.rglob("*shard*")))
-    assert "stopped" in log, log
-    done = cluster.submit(line, *small)
-    assert done.returncode == 0, done.stdout
