@@ -12,7 +12,18 @@ from typing import Any
 
 from stairstep.settings import DataError, InputError, Node, RecipeError, parse_yaml, to_yaml
 
-FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "data.fetch", "data.archives", "tiles.store")
+FREE = (
+    "cluster",
+    "trackers",
+    "limits",
+    "run.resume",
+    "run.root",
+    "run.name",
+    "run.stalled_after_s",
+    "data.fetch",
+    "data.archives",
+    "tiles.store",
+)
 """Keys that may differ at a resume; `run.root` and `run.name` say only where the folder lies, and it has been found; the last three only
 how tiles came to where the other keys name them, which of them are read without being unpacked, and where their pixels are kept."""
 
