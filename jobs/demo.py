@@ -14,8 +14,7 @@ from pathlib import Path
 
 from jobs.common import run
 from jobs.train import train_recipe
-from serve.reader import serving
-from serve.settings import ReaderAppSettings, TransformersSettings
+from serve.running import serving_beside
 from stairstep.cluster.session import ray_session
 from stairstep.evaluation.comparison import compare, comparison_table
 from stairstep.evaluation.evaluated import Side, read_evaluated
@@ -61,9 +60,9 @@ def main(arguments: list[str]) -> int:
     logging_setup()
     if not options.no_preflight:
         preflight(resolve(recipe))
-    app = ReaderAppSettings(engine=TransformersSettings(cpus=0))  # it answers while the workers wait for it, on their cores
-    with ray_session(recipe.cluster.address), serving(app) as base_url:
-        print(f"{app.model_name} answers at {base_url}")
+    model = recipe.evaluation.reader.model if recipe.evaluation.reader else "tiny-reader"
+    with ray_session(recipe.cluster.address), serving_beside(model) as base_url:
+        print(f"{model} answers at {base_url}")
         recipe = load_recipe(RECIPE, [f"evaluation.reader.base_url={base_url}", *overrides])
         finished = train_recipe(resolve(recipe), preflight=False)
     print(outcome_line(finished))

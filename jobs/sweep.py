@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 from jobs.common import run
-from stairstep.records import logging_setup
+from stairstep.board import Folders, board_text, content, html_page
+from stairstep.records import logging_setup, write_atomically
 from stairstep.settings import InputError
 from stairstep.sweeps import SweepFolder
 from stairstep.sweeps.beginning import Asked, begin, find, planned
@@ -28,24 +28,19 @@ from stairstep.sweeps.spent import Limits
 from stairstep.tasks.doctor import preflight
 
 
-def serve(model: str) -> AbstractContextManager[str]:
-    """The reader of a sweep: one for all trials; it answers while they wait for it, on their cores."""
-    from serve.reader import serving
-    from serve.settings import ReaderAppSettings, TransformersSettings
-
-    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0)))
-
-
 def go_on(sweep: SweepFolder, concurrency: int | None, limits: Limits) -> int:
     """Run what is left of a sweep; exit code 1 if a trial failed or something is still left."""
+    from serve.running import serving_beside
     from stairstep.cluster.sweep import run_sweep
 
-    left = run_sweep(sweep, serve, concurrency, limits, partial(print, flush=True))
-    failed = [one.name for one in sweep.trials() if one.state == "failed"]
-    if failed:
-        print(f"failed: {', '.join(failed)}")
+    left = run_sweep(sweep, serving_beside, concurrency, limits, partial(print, flush=True))
+    folders = Folders([sweep.path])
+    board = folders.read()
+    write_atomically(folders.target, html_page(content(board, folders, 0)))
+    print(f"\n{board_text(board, folders)}\n\nits board: {folders.target}")
+    failed = any(one.state == "failed" for one in sweep.trials())
     if left:
-        print(f"{left}; go on with: python -m jobs.sweep --resume {sweep.path}")
+        print(f"{left}; jobs.sweep --resume {sweep.path} goes on from here")
     return 1 if failed or left else 0
 
 
@@ -74,7 +69,7 @@ def main(arguments: list[str]) -> int:
             )
         return go_on(find(options.resume, options.root), options.concurrency, limits)
     if options.space is None:
-        raise InputError("expected a recipe and a space, as in: python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
+        raise InputError("expected a recipe and a space, for example recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
     asked = Asked(options.recipe, options.space, options.overrides, options.seeds, options.name)
     space, made = planned(asked)
     if options.dry_run:

@@ -10,7 +10,7 @@ import logging
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import ray
 from ray import serve
@@ -23,7 +23,7 @@ from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
 from stairstep.settings import InputError, UnreachableError
 
 from .front import read_key
-from .settings import ReaderAppSettings, check_host
+from .settings import ReaderAppSettings, TransformersSettings, check_host
 
 APP = "reader"
 SHUTDOWN_S = 30.0
@@ -54,6 +54,11 @@ def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str 
     finally:
         with suppress(RayActorError, GetTimeoutError):
             _leave(began, deployed)
+
+
+def serving_beside(model: str) -> AbstractContextManager[str]:
+    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs."""
+    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0)))
 
 
 def _quiet() -> LoggingConfig:

@@ -30,20 +30,18 @@ from stairstep.tasks.preprocessing import SHARD_TILES
 from stairstep.tasks.tile_check import read_quarantine
 from stairstep.tiles import Archives, TileReader, TileSettings, TileStore, tile_id
 
-TILES = 4 * SHARD_TILES
 BAD = 10
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,024 distinct tiles, ten of them corrupt (1 %), and the rows that name them."""
-    folder = tmp_path_factory.mktemp("pages")
+def write_pages(folder: Path, shards: int) -> Path:
+    """Distinct tiles for so many shards, ten of them corrupt, and the rows that name them."""
     rng = np.random.default_rng(0)
+    tiles = shards * SHARD_TILES
     lines = []
-    for index in range(TILES):
+    for index in range(tiles):
         path = folder / f"t{index:04d}.png"
         Image.fromarray(rng.integers(0, 256, (200, 160, 3), dtype=np.uint8)).save(path, compress_level=0)
-        if index % (TILES // BAD) == 0 and index // (TILES // BAD) < BAD:
+        if index % (tiles // BAD) == 0 and index // (tiles // BAD) < BAD:
             path.write_bytes(path.read_bytes()[: 500 + index])
         lines.append({"query": f"q{index}", "chunk_path": path.name})
     (folder / "train.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
@@ -59,7 +57,7 @@ def recipe_over(pages: Path, root: Path) -> Recipe:
     )
 
 
-def assert_complete(recipe: Recipe) -> None:
+def assert_complete(recipe: Recipe, shards: int) -> None:
     """Every good tile is in the store with the pixels of its file, every corrupt one is named, and nothing else lies there."""
     store, direct = TileStore(Path(recipe.run.root) / "tiles", tile_reader(recipe, stored=False).key), TileReader(recipe.tiles)
     folder = store.folder / store.key
@@ -73,14 +71,15 @@ def assert_complete(recipe: Recipe) -> None:
             assert one not in store
         else:
             assert torch.equal(store.pixels(one), direct.load(path).pixels), path
-    assert len(store) == TILES - BAD
+    assert len(store) == len(paths) - BAD == shards * SHARD_TILES - BAD
     assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_a_killed_worker_costs_nothing_but_time(
-    ray_here: None, pages: Path, tmp_path: Path, background: Callable[..., Any], tools: SimpleNamespace
+    ray_here: None, tmp_path: Path, background: Callable[..., Any], tools: SimpleNamespace
 ) -> None:
-    recipe = recipe_over(pages, tmp_path)
+    (tmp_path / "pages").mkdir()
+    recipe = recipe_over(write_pages(tmp_path / "pages", 2), tmp_path)
     job = background(preprocess_on_ray, recipe)
 
     def writer() -> psutil.Process | None:
@@ -93,10 +92,10 @@ def test_a_killed_worker_costs_nothing_but_time(
 
     tools.kill(tools.wait(lambda: job.done() or writer(), "a worker writes a shard"))
     summary = job.result()
-    assert summary.made + summary.there_before == TILES - BAD
+    assert summary.made + summary.there_before == 2 * SHARD_TILES - BAD
     again = preprocess_on_ray(recipe)  # sweeps what the killed one left
     assert again.made == 0
-    assert_complete(recipe)
+    assert_complete(recipe, 2)
 
 
 def _job(recipe: Recipe, pages: Path) -> subprocess.Popen[str]:
@@ -125,8 +124,10 @@ def _end(job: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.soak
-def test_a_killed_driver_and_two_jobs_at_once(pages: Path, tmp_path: Path) -> None:
-    recipe = recipe_over(pages, tmp_path)
+def test_a_killed_driver_and_two_jobs_at_once(tmp_path: Path) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    recipe = recipe_over(write_pages(pages, 4), tmp_path)
     first = _job(recipe, pages)
     tiles = tmp_path / "tiles"
     end = time.monotonic() + 400
@@ -145,7 +146,7 @@ def test_a_killed_driver_and_two_jobs_at_once(pages: Path, tmp_path: Path) -> No
     store = TileStore(tiles, tile_reader(recipe, stored=False).key)
     rows = sum(batch.num_rows for batch, _ in store._tables)
     assert rows == len(store), f"no tile twice in {made}"
-    assert_complete(recipe)
+    assert_complete(recipe, 4)
 
 
 def test_failures_of_workers_are_told_as_what_they_were(ray_here: None) -> None:

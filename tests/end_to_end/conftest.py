@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from stairstep.data import WorldSettings
 from stairstep.tiny.tinywiki import ensure_world
+
+sys.path.insert(0, str(Path(__file__).parent))  # forked_jobs.py
+
+if TYPE_CHECKING:
+    from forked_jobs import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +68,7 @@ extends: {ROOT}/recipes/tinywiki.yaml
 run: {{root: {runs}}}
 data: {{world: null, roots: [{data}], hard_negatives: 2}}
 tiles: {{max_visual_tokens: 12}}
+model: {{adapter: {{targets: {{llm_mlp: false, vit_mlp: false}}}}}}
 optim: {{batch: 2, steps: 1, schedule: {{warmup_steps: 0}}}}
 phases: {{text_warmup_steps: 0}}
 evaluation: {{every: 1, loss_every: 0}}
@@ -92,3 +100,35 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     logger.setLevel(former[0])
     logger.propagate, logger.handlers = former[1], former[2]
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Forked]]:
+    """command("jobs.train", recipe, …, environment={…}): the real command in a process of its own, which is killed at the end of the test.
+
+    `environment` is added to this process's; None takes a variable out of it. `script`: Python in place of the command, after which there
+    are only arguments.
+    """
+    from forked_jobs import Forked
+
+    started: list[Forked] = []
+
+    def go(*arguments: object, script: str | None = None, environment: dict[str, str | None] | None = None) -> Forked:
+        whole = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        kept = {name: value for name, value in whole.items() if value is not None}
+        started.append(Forked(tmp_path_factory.mktemp("forked"), kept, *map(str, arguments), script=script))
+        return started[-1]
+
+    yield go
+    for one in started:
+        one.kill()
+        one.wait()
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preprocessing's work in this process: tests/cluster has it on a real Ray, whose start takes longer than all that is asked here."""
+    from stairstep.cluster import preprocess as adapter
+
+    monkeypatch.setattr(adapter.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(adapter, "spread", lambda work, items: map(work, items))

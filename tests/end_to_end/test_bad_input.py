@@ -1,6 +1,6 @@
 """Bad input as a person meets it: one clear message, exit code 2 (1 where the network is at fault), no traceback, nothing half-written.
 
-Most of it goes through the jobs' `main` in this process; those at the end are real commands.
+Most of it goes through the jobs' `main` in this process; those at the end are real commands in processes of their own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import importlib
 import json
 import os
 import struct
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -460,44 +458,16 @@ def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, d
 # --- real commands
 
 
-@pytest.fixture(scope="module")
-def commands() -> Iterator[Callable[..., Any]]:
-    """Start `python -m jobs.…` from the root, with a hub that nobody answers for; call the result to wait for it."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: object) -> Callable[[], tuple[int, str, str]]:
-        environment = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "DATA_ROOT")}
-        environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-
-        def wait() -> tuple[int, str, str]:
-            out, err = process.communicate(timeout=300)
-            return process.returncode, out, err
-
-        return wait
-
-    yield start
-    for one in started:
-        one.kill()
-
-
-def test_real_commands_refuse_alike(commands: Callable[..., Any], small: Any) -> None:
-    """Two at a time, for most of their time goes into importing."""
-    hub = commands("jobs.evaluate", small.recipe, "--base", "model.base=nobody/no-such-model", "run.threads=1")
-    unknown = commands("jobs.train", small.recipe, "optim.batchs=3")
-    code, out, err = unknown()
-    assert (code, out) == (2, "")
+def test_real_commands_refuse_alike(command: Callable[..., Any], small: Any) -> None:
+    """From the root, with a hub that nobody answers for."""
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": None, "DATA_ROOT": None}
+    hub = command("jobs.evaluate", small.recipe, "--base", "model.base=nobody/no-such-model", "run.threads=1", environment=nowhere)
+    unknown = command("jobs.train", small.recipe, "optim.batchs=3", environment=nowhere)
+    out, err = unknown.communicate(timeout=300)
+    assert (unknown.returncode, out) == (2, "")
     assert err == "error: override optim.batchs=3: unknown key 'optim.batchs'; did you mean 'optim.batch'?\n"
-    code, out, err = hub()
-    assert (code, out) == (1, "")
+    out, err = hub.communicate(timeout=300)
+    assert (hub.returncode, out) == (1, "")
     assert "Traceback" not in err
     assert err.count("error: ") == 1
     assert "error: model.base: 'nobody/no-such-model' is no local folder, and the hub could not be reached" in err

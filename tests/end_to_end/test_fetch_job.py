@@ -8,15 +8,17 @@ import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from forked_jobs import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -87,27 +89,19 @@ evaluation: {{sets: [{{path: tests/test_small/test_small.json, name: small}}]}}
 
 
 @pytest.fixture
-def start(hub: Any, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def fetch(hub: Any, command: Any, tmp_path: Path) -> Callable[..., Forked]:
     """Start the job; its output comes by `communicate`."""
-    started: list[subprocess.Popen[str]] = []
+    without = {name: None for name in os.environ if name.startswith("HF_")}
+    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "FETCH_TO": str(tmp_path / "data")}
 
-    def go(*arguments: object, script: str | None = None, **environment: str) -> subprocess.Popen[str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "FETCH_TO": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-        what = ["-m", "jobs.fetch"] if script is None else ["-c", script]
-        words = [sys.executable, *what, *map(str, arguments)]
-        environment = {**kept, **own, "PYTHONPATH": str(ROOT / "platform"), **environment}
-        started.append(subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return started[-1]
+    def go(*arguments: object, script: str | None = None, **environment: str) -> Forked:
+        words = arguments if script else ("jobs.fetch", *arguments)
+        return command(*words, script=script, environment={**without, **own, **environment})
 
-    yield go
-    for one in started:
-        if one.poll() is None:
-            one.kill()
-        one.communicate()
+    return go
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def ended(process: Forked) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     assert "Traceback" not in err, err
     return process.returncode, out, err
@@ -121,9 +115,9 @@ def whole_files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_release_comes_whole_is_counted_and_does_not_come_twice(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:
+def test_a_release_comes_whole_is_counted_and_does_not_come_twice(hub: Any, recipe: Path, fetch: Any, tmp_path: Path) -> None:
     hub.token = SECRET
-    code, out, err = ended(start(recipe, HF_TOKEN=SECRET))
+    code, out, err = ended(fetch(recipe, HF_TOKEN=SECRET))
     assert code == 0, out + err
     assert whole_files(tmp_path / "data/release") == whole_files(tmp_path / "hub/release")
     assert set(whole_files(tmp_path / "data/tests")) == {"test_small/test_small.json", "test_small/tiles.tar"}
@@ -153,18 +147,18 @@ def test_a_release_comes_whole_is_counted_and_does_not_come_twice(hub: Any, reci
     assert [path for path in left if SECRET.encode() in path.read_bytes()] == []
 
     hub.behave()
-    code, out, err = ended(start(recipe, HF_TOKEN=SECRET))
+    code, out, err = ended(fetch(recipe, HF_TOKEN=SECRET))
     assert code == 0, out + err
     assert hub.contents() == []
     assert "✓ train_hn.jsonl: 7 rows (someone/release)" in out
 
 
-def test_a_fetch_that_was_killed_goes_on(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:
+def test_a_fetch_that_was_killed_goes_on(hub: Any, recipe: Path, fetch: Any, tmp_path: Path) -> None:
     """SIGKILL in the middle of one file when the others are whole, and once more at the very beginning of another."""
     data = tmp_path / "data"
     half = (tmp_path / "hub/release" / SHARDS[3]).stat().st_size // 2
     hub.misbehave(SHARDS[3], hub_server.slow(half))
-    process = start(recipe)
+    process = fetch(recipe)
     others = {name for name in whole_files(tmp_path / "hub/release") if name != SHARDS[3]}
 
     def halfway() -> bool:
@@ -178,11 +172,11 @@ def test_a_fetch_that_was_killed_goes_on(hub: Any, recipe: Path, start: Any, tmp
     hub.behave()
 
     hub.misbehave("test_small/tiles.tar", hub_server.slow(0))
-    process = start(recipe)
+    process = fetch(recipe)
     until(lambda: bool(hub.contents("test_small/tiles.tar")), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    code, out, err = ended(start(recipe))
+    code, out, err = ended(fetch(recipe))
     assert code == 0, out + err
 
     assert whole_files(data / "release") == whole_files(tmp_path / "hub/release")
@@ -203,9 +197,9 @@ run(main)
 
 
 @pytest.mark.parametrize("moment", ["fetch.os.replace", "fetch._Target._note", "fetch.count_expected"])
-def test_a_kill_at_the_moments_of_commitment(hub: Any, recipe: Path, start: Any, tmp_path: Path, moment: str) -> None:
+def test_a_kill_at_the_moments_of_commitment(hub: Any, recipe: Path, fetch: Any, tmp_path: Path, moment: str) -> None:
     """Just before a whole part is renamed, between the rename and its note, and when all of a repository is there."""
-    process = start(recipe, script=KILLED.format(moment=moment))
+    process = fetch(recipe, script=KILLED.format(moment=moment))
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     there = set(whole_files(tmp_path / "data/release"))
@@ -219,13 +213,13 @@ def test_a_kill_at_the_moments_of_commitment(hub: Any, recipe: Path, start: Any,
     else:
         assert there == every
     hub.behave()
-    code, out, err = ended(start(recipe))
+    code, out, err = ended(fetch(recipe))
     assert code == 0, out + err
     assert whole_files(tmp_path / "data/release") == whole_files(tmp_path / "hub/release")
     assert there.isdisjoint(one.file for one in hub.contents())
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def until(true: Callable[[], bool], process: Forked) -> None:
     for _ in range(3000):
         if true():
             return
@@ -234,11 +228,11 @@ def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     raise AssertionError("this never came true")
 
 
-def test_counts_that_differ_and_bytes_that_stay_wrong(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:
+def test_counts_that_differ_and_bytes_that_stay_wrong(hub: Any, recipe: Path, fetch: Any, tmp_path: Path) -> None:
     put(tmp_path / "hub/release", "train_hn.jsonl", b"{}\n" * 6)
     hub.misbehave(SHARDS[1], hub_server.wrong(), times=1)
     hub.misbehave(SHARDS[2], hub_server.wrong(), times=None)
-    code, out, err = ended(start(recipe))
+    code, out, err = ended(fetch(recipe))
     assert code == 1
     assert "✗ train_hn.jsonl: expected 7 rows, found 6 (1 too few) (someone/release)" in out
     assert f"✗ someone/release, {SHARDS[2]}: expected " in out
@@ -249,16 +243,16 @@ def test_counts_that_differ_and_bytes_that_stay_wrong(hub: Any, recipe: Path, st
     assert whole_files(tmp_path / "data/tests"), "the other repositories came all the same"
 
 
-def test_a_question_set_without_tiles_is_exit_code_1(recipe: Path, start: Any, tmp_path: Path) -> None:
+def test_a_question_set_without_tiles_is_exit_code_1(recipe: Path, fetch: Any, tmp_path: Path) -> None:
     """The archive lies beside the questions, but the recipe does not name it, so that no training would find it."""
-    code, out, err = ended(start(recipe, "data.archives=[]"))
+    code, out, err = ended(fetch(recipe, "data.archives=[]"))
     assert code == 1, out + err
     [line] = [line for line in out.splitlines() if "✗" in line]
     assert line.startswith(f"✗ question set small: {tmp_path}/data/tests/test_small/test_small.json: tiles_dir: there is no folder")
     assert "name their archive in data.archives" in line
 
 
-def test_an_archive_that_no_reader_takes_is_told_and_not_counted(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:
+def test_an_archive_that_no_reader_takes_is_told_and_not_counted(hub: Any, recipe: Path, fetch: Any, tmp_path: Path) -> None:
     for shard, name, headers in (
         (SHARDS[0], "../a.png", {}),
         (SHARDS[1], "a.png", {"GNU.sparse.map": "a,b"}),
@@ -271,7 +265,7 @@ def test_an_archive_that_no_reader_takes_is_told_and_not_counted(hub: Any, recip
             archive.addfile(member)
         put(tmp_path / "hub/release", shard, made.getvalue())
     expect = ", ".join(f"{one}: 1" for one in SHARDS[:4])
-    code, out, err = ended(start(recipe, f"data.fetch=[{{repo: someone/release, expect: {{{expect}}}}}]"))
+    code, out, err = ended(fetch(recipe, f"data.fetch=[{{repo: someone/release, expect: {{{expect}}}}}]"))
     assert code == 1, out + err
     for shard in SHARDS[:3]:
         assert f"✗ {shard}: expected 1 files; {tmp_path / 'data/release' / shard}: " in out
@@ -279,22 +273,22 @@ def test_an_archive_that_no_reader_takes_is_told_and_not_counted(hub: Any, recip
     assert f"✗ {SHARDS[3]}: expected 1 files, found 4 (3 too many)" in out
 
 
-def test_what_is_told_in_one_line(hub: Any, recipe: Path, start: Any, tmp_path: Path) -> None:
+def test_what_is_told_in_one_line(hub: Any, recipe: Path, fetch: Any, tmp_path: Path) -> None:
     hub.gated.add("someone/tests")
     nothing = tmp_path / "nothing.yaml"
     nothing.write_text(f"extends: {ROOT}/recipes/tinywiki.yaml\nrun: {{root: {tmp_path / 'runs'}}}\n")
     cases = {
-        start(recipe): (2, "error: 'someone/tests' is gated; accept its terms on the hub and set HF_TOKEN"),
-        start(recipe, HF_ENDPOINT="http://127.0.0.1:9"): (
+        fetch(recipe): (2, "error: 'someone/tests' is gated; accept its terms on the hub and set HF_TOKEN"),
+        fetch(recipe, HF_ENDPOINT="http://127.0.0.1:9"): (
             1,
             "error: 'someone/release': the hub at http://127.0.0.1:9 could not be reached",
         ),
-        start(nothing): (2, "error: there is nothing to fetch: data.fetch is empty, and model.base"),
-        start(recipe, FETCH_TO=str(tmp_path / "nowhere")): (
+        fetch(nothing): (2, "error: there is nothing to fetch: data.fetch is empty, and model.base"),
+        fetch(recipe, FETCH_TO=str(tmp_path / "nowhere")): (
             2,
             f"error: data.roots[0]: there is no folder '{tmp_path / 'nowhere'}'; make it",
         ),
-        start(recipe, "data.fetch=[{repo: ../x}]"): (2, "repo: expected a hub id"),
+        fetch(recipe, "data.fetch=[{repo: ../x}]"): (2, "repo: expected a hub id"),
     }
     for process, (code, message) in cases.items():
         found, out, err = ended(process)

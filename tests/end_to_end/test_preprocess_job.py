@@ -9,16 +9,7 @@ from typing import Any
 
 import pytest
 
-from stairstep.cluster import preprocess as adapter
-
 Job = Callable[..., Any]
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The work in this process: tests/cluster has it on a real Ray, whose start takes longer than all that is asked here."""
-    monkeypatch.setattr(adapter.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(adapter, "spread", lambda work, items: map(work, items))
 
 
 def numbers(runs: Path, name: str) -> tuple[list[Any], list[Any]]:

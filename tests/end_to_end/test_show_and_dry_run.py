@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,24 +67,25 @@ def test_the_dry_run_counts_what_seed_000_counts(job: Job, overrides: list[str],
     assert told.out.splitlines()[-1].startswith(expected)
 
 
-def test_the_real_command_prints_exactly_that_line_with_the_network_off(tmp_path: Path) -> None:
+NETWORK_OFF = """
+import socket, sys
+def refuse(*arguments, **options):
+    raise OSError("the network is off")
+socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse
+"""
+TRAIN = """
+from jobs.common import run
+from jobs.train import main
+run(main)
+"""
+
+
+def test_the_real_command_prints_exactly_that_line_with_the_network_off(command: Callable[..., Any], tmp_path: Path) -> None:
     """Every connection is refused; that the hub may be used is not said to be otherwise, and its cache is empty."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import socket\n"
-        "def refuse(*arguments, **options):\n"
-        "    raise OSError('the network is off')\n"
-        "socket.socket.connect = socket.socket.connect_ex = socket.create_connection = socket.getaddrinfo = refuse\n"
-    )
-    dropped = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DATA_ROOT")
-    environment = {key: value for key, value in os.environ.items() if key not in dropped}
-    environment |= {"HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'platform'}", "OMP_NUM_THREADS": "1"}
-
-    def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-    off = python("-c", "import socket; socket.create_connection(('127.0.0.1', 9))")
-    assert "the network is off" in off.stderr
-    done = python("-m", "jobs.train", "recipes/v8r.yaml", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert SEED_000 in done.stdout.splitlines()
+    told = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DATA_ROOT")) | {"HF_HOME": str(tmp_path / "hub")}
+    off = command(script=f"{NETWORK_OFF}socket.create_connection(('127.0.0.1', 9))", environment=told)
+    assert "the network is off" in off.communicate(timeout=300)[1]
+    done = command("recipes/v8r.yaml", "--dry-run", script=NETWORK_OFF + TRAIN, environment=told)
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    assert SEED_000 in out.splitlines()

@@ -1,6 +1,8 @@
 """`python -m jobs.train … cluster.workers=2` as a person runs it: stopped by SIGTERM, by Ctrl-C, by SIGKILL, and gone on with.
 
-Each command starts a private Ray of its own, under a token that is written nowhere.
+Each command starts a private Ray of its own, under a token that is written nowhere: minutes on two cores. `make test` has the same stop by
+SIGTERM in tests/cluster/test_keys_on_ray.py, a killed worker and bad input in test_ray_training.py, kills and stops without Ray in
+tests/tasks/test_resume.py.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from stairstep.records import MetricLog, RunFolder, comparable, series
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 400.0
+STEPS = 90
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -121,9 +124,9 @@ def recipe(base: Path, small_world: Path, tmp_path: Path) -> Path:
 
     tree = recipe_tree(tmp_path / "runs", small_world, base)
     tree["run"]["name"] = "train"
-    tree["optim"] |= {"batch": 2, "steps": 150}
-    tree["evaluation"] |= {"every": 150, "loss_every": 0}
-    tree["checkpoints"] = {"every": 150, "keep": 3}
+    tree["optim"] |= {"batch": 2, "steps": STEPS}
+    tree["evaluation"] |= {"every": STEPS, "loss_every": 0}
+    tree["checkpoints"] = {"every": STEPS, "keep": 3}
     tree["cluster"]["workers"] = 2
     path = tmp_path / "train.yaml"
     path.write_text(json.dumps(tree))
@@ -146,6 +149,7 @@ def tidy(err: str) -> None:
     assert err.count("Loaded test") == 1, err
 
 
+@pytest.mark.soak
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(
     start: Callable[..., Job], job: Callable[..., Any], recipe: Path, tmp_path: Path
 ) -> None:
@@ -159,14 +163,14 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert code == 0, err
     stopped = checkpoints(folder)[-1]
     assert out == f"stopped at step {stopped}; the same command goes on from there; {folder}\n"
-    assert at <= stopped < 100  # the driver looks five times a second
+    assert at <= stopped < STEPS  # the driver looks five times a second
     assert trained(folder) == list(range(1, stopped + 1))
     status = RunFolder.open(folder).status
     assert status is not None
     assert (status.state, status.step) == ("stopped", stopped)
     tidy(err)
     assert re.search(r"starting 2 Ray Train workers with CPU 1 each", err)
-    assert f"training {stopped}/150 loss" in err
+    assert f"training {stopped}/{STEPS} loss" in err
     assert not (folder / "stop").exists()
     assert not (tmp_path / "runs" / ".ray").exists()
     assert first.left() == []
@@ -175,8 +179,8 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on(
     told = job("train", recipe, "cluster.workers=0")
     assert told.code == 0, told.err
     assert f"going on from {folder / f'checkpoint-{stopped}'}" in told.err
-    assert trained(folder) == list(range(1, 151))
-    assert checkpoints(folder)[-1] == 150
+    assert trained(folder) == list(range(1, STEPS + 1))
+    assert checkpoints(folder)[-1] == STEPS
 
 
 @pytest.mark.soak

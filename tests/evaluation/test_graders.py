@@ -339,7 +339,7 @@ def test_no_question_ends_as_falsely_incorrect_where_a_third_of_all_requests_fai
 
     with EvaluationServer(honest) as server:
         server.chance = maybe
-        common = {"base_url": server.url, "backoff_s": 0.005, "timeout_s": 3.0, "attempts": 6}
+        common = {"base_url": server.url, "backoff_s": 0.005, "timeout_s": 1.0, "attempts": 6}
         reading, grading = RemoteReaderSettings(**common), ChatGraderSettings(**common)
         reader = RemoteReader(reading, ChatClient(reading, "reader"))
         judge = ChatGrader(grading, ChatClient(grading, "grader"))

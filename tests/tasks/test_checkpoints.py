@@ -12,6 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tasks_world import make_recipe, recipe_tree
 from transformers import AutoTokenizer, Qwen3VLModel
 
 from stairstep.models.load import load_encoder
@@ -199,11 +200,17 @@ def test_a_checkpoint_whose_evaluation_never_came_is_not_lost(recipe: Any, monke
     assert kept(finished.folder) == [4, 8]
 
 
+@pytest.fixture(scope="module")
+def whole(micro: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with averaged weights; for reading only."""
+    tree = recipe_tree(tmp_path_factory.mktemp("whole"), micro.world, micro.base)
+    return run(make_recipe(tree, "optim.ema_decay=0.5", *quick)).folder
+
+
 @pytest.mark.parametrize("damage", ["cut", "no marker", "lost file"])
-def test_a_torn_checkpoint_is_ignored(damage: str, recipe: Any) -> None:
-    whole = run(recipe("optim.ema_decay=0.5", *quick)).folder
-    copy = whole.with_name("torn")
+def test_a_torn_checkpoint_is_ignored(damage: str, recipe: Any, whole: Path) -> None:
     torn = recipe("optim.ema_decay=0.5", *quick, "run.name=torn")
+    copy = Path(torn.run.root) / "torn"
     shutil.copytree(whole, copy)
     status = read_json(copy / "status.json")
     (copy / "status.json").write_text(json.dumps(status | {"state": "running", "pid": 2**22 - 1}))
@@ -270,10 +277,18 @@ def test_a_resume_with_another_cluster_or_tracker_goes_on(recipe: Any, stopped: 
     assert list((stopped / "tensorboard").iterdir())
 
 
-@pytest.fixture
-def stopped(recipe: Any) -> Path:
-    """A run that was stopped at step 3."""
+@pytest.fixture(scope="module")
+def stopped_once(micro: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped at step 3; for reading only."""
     count: list[int] = []
-    finished = run(recipe(*quick), stop=lambda: count.append(1) is None and len(count) == 3)
+    one = make_recipe(recipe_tree(tmp_path_factory.mktemp("stopped"), micro.world, micro.base), *quick)
+    finished = run(one, stop=lambda: count.append(1) is None and len(count) == 3)
     assert (finished.outcome.reason, finished.outcome.step) == ("stopped", 3)
     return finished.folder
+
+
+@pytest.fixture
+def stopped(stopped_once: Path, recipe: Any) -> Path:
+    """A copy of the stopped run where this test's recipe has its run."""
+    one = recipe()
+    return Path(shutil.copytree(stopped_once, Path(one.run.root) / str(one.run.name)))

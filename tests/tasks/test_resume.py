@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +122,15 @@ STOPS = {
     ("step", 6): 6,  # the last step, whose validation and evaluation are still to come
     ("evaluation", 3): 6,  # the last evaluation: nothing is left to stop
 }
+# What `make soak` adds: each is much like one of the others.
+SOAK_KILLS = {("evaluated", 2), ("updated", 6)}
+SOAK_STOPS = {("evaluation", 1), ("step", 1), ("step", 5)}
+
+
+def instants(points: Iterable[tuple[str, int]], soak: set[tuple[str, int]]) -> list[Any]:
+    """The parameters of a test, those of `make soak` marked."""
+    assert soak < set(points)
+    return [pytest.param(*one, marks=pytest.mark.soak if one in soak else ()) for one in points]
 
 
 @dataclass
@@ -175,19 +184,23 @@ def tell_of_a_user(recipe: Recipe) -> Story:
 
 
 @pytest.fixture(scope="module")
-def stories(made: Callable[..., Recipe]) -> Iterator[dict[Any, Future[Story]]]:
-    """All stories, as they come to their ends."""
+def stories(made: Callable[..., Recipe], request: pytest.FixtureRequest) -> Iterator[dict[Any, Future[Story]]]:
+    """The stories of the tests that were chosen, as they come to their ends."""
+    chosen = {one.name for one in request.session.items if one.path == request.path}
     with ThreadPoolExecutor(2) as pool:
         told: dict[Any, Future[Story]] = {"a user": pool.submit(tell_of_a_user, made())}
         twice = [("step", 4, signal.SIGKILL), ("restoring", 1, signal.SIGKILL)]
         told["twice"] = pool.submit(tell, made(), twice)
-        for number, points in ((signal.SIGKILL, KILLS), (signal.SIGTERM, STOPS)):
-            told |= {(number, *point): pool.submit(tell, made(), [(*point, number)]) for point in points}
+        tests = ((signal.SIGKILL, KILLS, "test_a_kill_at_a_bad_instant"), (signal.SIGTERM, STOPS, "test_a_stop_in_any_phase"))
+        for number, points, test in tests:
+            for where, call in points:
+                if any(one.startswith(test) and one.endswith(f"[{where}-{call}]") for one in chosen):
+                    told[number, where, call] = pool.submit(tell, made(), [(where, call, number)])
         yield told
         pool.shutdown(cancel_futures=True)
 
 
-@pytest.mark.parametrize(("where", "call"), KILLS)
+@pytest.mark.parametrize(("where", "call"), instants(KILLS, SOAK_KILLS))
 def test_a_kill_at_a_bad_instant_changes_no_bit(where: str, call: int, whole: SimpleNamespace, stories: Any) -> None:
     story = stories[signal.SIGKILL, where, call].result()
     assert story.code == -signal.SIGKILL
@@ -202,7 +215,7 @@ def test_a_kill_while_going_on_changes_no_bit(whole: SimpleNamespace, stories: A
     assert_same(whole, story.recipe)
 
 
-@pytest.mark.parametrize(("where", "call"), STOPS)
+@pytest.mark.parametrize(("where", "call"), instants(STOPS, SOAK_STOPS))
 def test_a_stop_in_any_phase_leaves_a_checkpoint_within_one_step_and_goes_on(
     where: str, call: int, whole: SimpleNamespace, stories: Any
 ) -> None:

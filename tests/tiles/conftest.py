@@ -1,11 +1,13 @@
-"""Small images with structure at every scale, so that a wrong resample, a shifted patch or a swapped channel cannot go unseen."""
+"""Small images with structure at every scale, so that a wrong resample, a shifted patch or a swapped channel cannot go unseen; archives."""
 
 from __future__ import annotations
 
 import io
 import struct
+import tarfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,16 @@ def _png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: 
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*one) for one in chunks) + _chunk(b"IEND", b"")
 
 
+def _pack(path: Path, contents: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in contents.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
 @pytest.fixture(scope="session")
 def scene() -> Callable[..., np.ndarray]:
     """scene(height, width, seed=0): uint8 [height, width, 3]."""
@@ -52,3 +64,9 @@ def saved() -> Callable[..., bytes]:
 def raw_png() -> Callable[..., bytes]:
     """raw_png(width, height, depth, colour type, filtered rows, *extra chunks): a PNG that Pillow itself may not be able to write."""
     return _png
+
+
+@pytest.fixture(scope="session")
+def pack() -> Callable[[Path, dict[str, bytes]], Path]:
+    """pack(path, {name: bytes}): a tar archive of these members, in this order; returns its path."""
+    return _pack

@@ -8,6 +8,7 @@ import logging
 import os
 import tarfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,17 +19,8 @@ from stairstep.settings import DataError
 from stairstep.tiles import ArchiveIndex, archive_index, build_index, index_archive, index_archives
 from stairstep.tiles.archive_index import index_file, kept_index
 
+Pack = Callable[[Path, dict[str, bytes]], Path]
 CONTENTS = {"images/a.png": b"one" * 400, "images/b.png": b"", "c.png": b"three"}
-
-
-def pack(path: Path, contents: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in contents.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def expected(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
     return {name: (data, hashlib.sha256(data).hexdigest()) for name, data in files.items()}
 
 
-def test_an_index_says_where_each_member_lies_and_what_its_id_is(tmp_path: Path) -> None:
+def test_an_index_says_where_each_member_lies_and_what_its_id_is(pack: Pack, tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", CONTENTS)
     index = build_index(path)
     assert contents(index) == expected(CONTENTS)
@@ -71,14 +63,14 @@ def test_the_last_of_two_members_of_a_name_counts(tmp_path: Path) -> None:
     assert contents(build_index(tmp_path / "a.tar")) == expected({"a": b"newer", "b": b"other"})
 
 
-def test_large_members_are_hashed_whole_and_the_bytes_are_told(tmp_path: Path) -> None:
+def test_large_members_are_hashed_whole_and_the_bytes_are_told(pack: Pack, tmp_path: Path) -> None:
     data = bytes(range(256)) * 10_000
     read: list[int] = []
     assert contents(build_index(pack(tmp_path / "a.tar", {"a": data, "b": b"1"}), read.append)) == expected({"a": data, "b": b"1"})
     assert len(read) > 3 and sum(read) == len(data) + 1
 
 
-def test_an_index_is_built_once_and_found_again(tmp_path: Path, built: list[str]) -> None:
+def test_an_index_is_built_once_and_found_again(pack: Pack, tmp_path: Path, built: list[str]) -> None:
     path = pack(tmp_path / "a.tar", CONTENTS)
     first = index_archive(path, tmp_path / "kept")
     assert [one.name for one in (tmp_path / "kept").iterdir()] == [index_file(str(path), tmp_path / "kept").name]
@@ -88,7 +80,7 @@ def test_an_index_is_built_once_and_found_again(tmp_path: Path, built: list[str]
     assert index_archive(tmp_path / "link.tar", tmp_path / "kept") == first and built == ["a.tar"]
 
 
-def test_an_archive_that_changed_is_indexed_anew(tmp_path: Path, built: list[str]) -> None:
+def test_an_archive_that_changed_is_indexed_anew(pack: Pack, tmp_path: Path, built: list[str]) -> None:
     path, kept = pack(tmp_path / "a.tar", CONTENTS), tmp_path / "kept"
     before = index_archive(path, kept)
     changed = {**CONTENTS, "c.png": b"THREE"}
@@ -104,7 +96,7 @@ def test_an_archive_that_changed_is_indexed_anew(tmp_path: Path, built: list[str
     assert len(built) == 4 and len(list(kept.iterdir())) == 1
 
 
-def test_no_bit_of_an_index_can_be_wrong_unseen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_bit_of_an_index_can_be_wrong_unseen(pack: Pack, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Every byte flipped in turn and every length cut: the index is either what it was, or not taken."""
     path, kept = pack(tmp_path / "a.tar", CONTENTS), tmp_path / "kept"
     whole = index_archive(path, kept)
@@ -124,7 +116,7 @@ def test_no_bit_of_an_index_can_be_wrong_unseen(tmp_path: Path, caplog: pytest.L
         assert kept_index(path, kept) is None, length
 
 
-def test_a_damaged_index_is_told_and_built_anew(tmp_path: Path, built: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_index_is_told_and_built_anew(pack: Pack, tmp_path: Path, built: list[str], caplog: pytest.LogCaptureFixture) -> None:
     path, kept = pack(tmp_path / "a.tar", CONTENTS), tmp_path / "kept"
     index_archive(path, kept)
     index_file(str(path), kept).write_bytes(b"not arrow")
@@ -138,7 +130,7 @@ def test_a_damaged_index_is_told_and_built_anew(tmp_path: Path, built: list[str]
 @pytest.mark.parametrize(
     ("column", "value"), [("offset", -1), ("offset", 1 << 40), ("size", 1 << 40), ("size", -5), ("offset", (1 << 63) - 1)]
 )
-def test_an_index_that_leads_out_of_its_archive_is_not_taken(tmp_path: Path, column: str, value: int) -> None:
+def test_an_index_that_leads_out_of_its_archive_is_not_taken(pack: Pack, tmp_path: Path, column: str, value: int) -> None:
     """Even one whose own digest agrees."""
     path, kept = pack(tmp_path / "a.tar", CONTENTS), tmp_path / "kept"
     index = index_archive(path, kept)
@@ -158,7 +150,7 @@ def test_what_is_no_file_or_not_there_is_told(tmp_path: Path) -> None:
             build_index(tmp_path / name)
 
 
-def test_an_archive_that_grows_meanwhile_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_grows_meanwhile_is_refused(pack: Pack, tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", CONTENTS)
 
     def read(size: int) -> None:
@@ -169,7 +161,7 @@ def test_an_archive_that_grows_meanwhile_is_refused(tmp_path: Path) -> None:
         build_index(path, read)
 
 
-def test_many_are_built_at_once_and_kept_in_order(tmp_path: Path, built: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_many_are_built_at_once_and_kept_in_order(pack: Pack, tmp_path: Path, built: list[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     paths = [pack(tmp_path / f"{number}.tar", {f"{number}.png": bytes([number]) * 1000}) for number in range(20)]
     kept = tmp_path / "kept"
@@ -184,7 +176,9 @@ def test_many_are_built_at_once_and_kept_in_order(tmp_path: Path, built: list[st
     assert index_archives([], kept) == []
 
 
-def test_progress_is_told_with_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_progress_is_told_with_what_is_left(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     paths = [pack(tmp_path / f"{number}.tar", {f"{number}.png": b"1" * 3_000_000}) for number in range(3)]
     monkeypatch.setattr(archive_index, "_LOG_EVERY_S", 0.0)
@@ -193,7 +187,7 @@ def test_progress_is_told_with_what_is_left(tmp_path: Path, monkeypatch: pytest.
     assert "of 0.01 GB" in caplog.text and "archives left; about" in caplog.text
 
 
-def test_the_first_bad_archive_ends_it_without_reading_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_bad_archive_ends_it_without_reading_the_others(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [pack(tmp_path / f"{number}.tar", {"a": b"1" * 5_000_000}) for number in range(6)]
     paths[1].write_bytes(b"no archive")
     stopped = threading.Event()
@@ -226,7 +220,7 @@ def test_the_first_bad_archive_ends_it_without_reading_the_others(tmp_path: Path
     assert not (tmp_path / "kept").exists()
 
 
-def test_several_at_once_over_one_folder_leave_whole_indices(tmp_path: Path) -> None:
+def test_several_at_once_over_one_folder_leave_whole_indices(pack: Pack, tmp_path: Path) -> None:
     paths = [pack(tmp_path / f"{number}.tar", {f"{number}.png": bytes([number]) * 50_000}) for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: index_archives(paths, tmp_path / "kept"), range(4)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import pickle
 import shutil
@@ -23,16 +22,7 @@ from stairstep.tiles import Archives, TileIds, TileReader, TileSettings, archive
 
 SETTINGS = TileSettings(max_visual_tokens=16, decode_workers=2, prefetch_mb=1)
 MOST = 10_000_000
-
-
-def pack(path: Path, contents: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in contents.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
+Pack = Callable[[Path, dict[str, bytes]], Path]
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def images(scene: Callable, saved: Callable) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def packed(tmp_path: Path, images: dict[str, bytes]) -> Archives:
+def packed(pack: Pack, tmp_path: Path, images: dict[str, bytes]) -> Archives:
     """Two archives with four tiles each, as if unpacked in `data`."""
     data = tmp_path / "data"
     names = list(images)
@@ -103,7 +93,7 @@ def test_a_short_read_is_gone_on_with(packed: Archives, images: dict[str, bytes]
 
 
 def test_open_files_are_bounded_and_none_is_closed_under_a_reader(
-    tmp_path: Path, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    pack: Pack, tmp_path: Path, images: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archives, "_MOST_OPEN", 3)
     contents = {f"{number}/x.png": os.urandom(20_000) for number in range(12)}
@@ -174,7 +164,7 @@ def test_a_pickled_copy_needs_neither_index_files_nor_open_ones(packed: Archives
 # --- names
 
 
-def test_the_same_path_from_two_archives_is_an_error_that_names_both(tmp_path: Path) -> None:
+def test_the_same_path_from_two_archives_is_an_error_that_names_both(pack: Pack, tmp_path: Path) -> None:
     one, two = pack(tmp_path / "one.tar", {"x/a": b"1", "x/b": b"2"}), pack(tmp_path / "two.tar", {"./x//b": b"2"})
     first, second = build_index(one), build_index(two)
     with pytest.raises(DataError, match=r"data\.archives: .*one\.tar and .*two\.tar both hold .*/x/b;"):
@@ -184,7 +174,7 @@ def test_the_same_path_from_two_archives_is_an_error_that_names_both(tmp_path: P
         Archives([(first, tmp_path / "x" / ".."), (second, tmp_path)])
 
 
-def test_links_in_the_folder_are_followed_as_unpacking_would(tmp_path: Path) -> None:
+def test_links_in_the_folder_are_followed_as_unpacking_would(pack: Pack, tmp_path: Path) -> None:
     (tmp_path / "real" / "deep").mkdir(parents=True)
     (tmp_path / "at").mkdir()
     (tmp_path / "at" / "images").symlink_to(tmp_path / "real" / "deep")
@@ -250,7 +240,7 @@ def test_the_id_and_the_stamp_of_a_member_cost_no_read(
                 use(absent)
 
 
-def test_bad_members_are_told_by_their_paths(tmp_path: Path, raw_png: Callable) -> None:
+def test_bad_members_are_told_by_their_paths(pack: Pack, tmp_path: Path, raw_png: Callable) -> None:
     contents = {
         "text.png": b"not an image",
         "empty.png": b"",

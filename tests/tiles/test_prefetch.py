@@ -166,13 +166,18 @@ def test_losing_the_iterator_in_a_cycle_within_a_thread_stops_the_threads() -> N
         gc.collect()
         return item
 
-    for _ in range(4):
-        stream = _ahead(load, iter(range(10**9)), workers=2, most=5)
-        stream.itself = stream  # type: ignore[attr-defined]
-        next(stream)
-        del stream
-    # Again and again, since a collection does nothing while another thread is in the midst of one.
-    assert _until(lambda: gc.collect() >= 0 and not _threads())
+    gc.collect()
+    gc.freeze()  # what was there before is not gone through again and again: in a large process that takes a second each time
+    try:
+        for _ in range(4):
+            stream = _ahead(load, iter(range(10**9)), workers=2, most=5)
+            stream.itself = stream  # type: ignore[attr-defined]
+            next(stream)
+            del stream
+        # Again and again, since a collection does nothing while another thread is in the midst of one.
+        assert _until(lambda: gc.collect() >= 0 and not _threads())
+    finally:
+        gc.unfreeze()
 
 
 def test_two_streams_at_once_do_not_mix() -> None:

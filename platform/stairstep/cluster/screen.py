@@ -47,7 +47,8 @@ def on_screen(path: Path, size: tuple[int, int] | None) -> Iterator[None]:
 
 
 class _WithoutRay(io.TextIOBase):
-    """A stream that passes everything on but what Ray's own processes tell every driver, which goes to the log's debug lines."""
+    """A stream that passes everything on but what Ray's own processes tell every driver, and Tune of a trial that had no score to tell;
+    that goes to the log's debug lines."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class _WithoutRay(io.TextIOBase):
         self._dropped = False
 
     def write(self, text: str) -> int:
-        if "(raylet" in text:
+        if "(raylet" in text or text.startswith("Trial run_trial_"):
             _LOG.debug("%s", text)
             self._dropped = True
         elif not (self._dropped and text == "\n"):

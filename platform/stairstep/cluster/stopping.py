@@ -6,6 +6,8 @@ it knows what it knew, and are not judged a second time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
@@ -32,9 +34,9 @@ class _Asking:
         """Tell the scheduler, and ask the trial to stop where the scheduler would stop it."""
         name = trial.config[TRIAL]
         self.seen.setdefault(name, {})[result[STEP]] = result[SCORE]
-        if self.sweep.asked_to_stop(name):
-            return TrialScheduler.CONTINUE
         action = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
+        # The median rule takes no further score of a trial that it has stopped; one that was judged before may have gone on.
+        getattr(self, "_stopped_trials", set()).discard(trial)
         if action == TrialScheduler.STOP and not result[RECORDED]:
             self.sweep.ask_to_stop(name, self._reason(name, result[STEP], result[SCORE]))
         return TrialScheduler.CONTINUE
@@ -67,6 +69,35 @@ class _Asha(_Asking, AsyncHyperBandScheduler):
 
 class _Median(_Asking, MedianStoppingRule):
     """Tune's median stopping rule."""
+
+
+@dataclass(eq=False)
+class _Done:
+    """A trial of an earlier life, as a scheduler sees one."""
+
+    trial_id: str
+    config: Mapping[str, str]
+
+
+def remember(scheduler: TrialScheduler, name: str, scores: Mapping[int, float]) -> None:
+    """Tell a scheduler what a trial has scored that is done."""
+    if not scores or not isinstance(scheduler, _Asha | _Median):
+        return
+    trial: Any = _Done(f"done-{name}", {TRIAL: name})
+    controller: Any = _Nobody()
+    scheduler.on_trial_add(controller, trial)
+    for step, score in scores.items():
+        scheduler.on_trial_result(controller, trial, {STEP: step, SCORE: score, RECORDED: True})
+    last = max(scores)
+    scheduler.on_trial_complete(controller, trial, {STEP: last, SCORE: scores[last], RECORDED: True})
+
+
+class _Nobody:
+    """Tune before its trials: nobody waits for room."""
+
+    def get_live_trials(self) -> list[Any]:
+        """No trial."""
+        return []
 
 
 def scheduler_of(sweep: SweepFolder, space: Space, steps: int) -> TrialScheduler:

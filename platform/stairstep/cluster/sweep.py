@@ -1,7 +1,7 @@
 """A sweep on Ray Tune: its trials beside one another, as many as the cluster has room for.
 
-Nothing of it lives in Ray alone. A sweep that goes on begins a new Tune experiment over the same folder: trials that are done tell their
-scores again and end, the others go on from their checkpoints. So no state of Tune's has to be trusted, or to fit tomorrow's code.
+Nothing of it lives in Ray alone. A sweep that goes on begins a new Tune experiment over the same folder: the scheduler is told what the
+trials scored that are done, the others go on from their checkpoints. So no state of Tune's has to be trusted, or to fit tomorrow's code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from stairstep.evaluation.settings import LocalReaderSettings
 from stairstep.records import Claim, StopFlag
 from stairstep.settings import InputError, TrainingError, build, from_plain, to_plain
 from stairstep.sweeps.beginning import maker_of
-from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
+from stairstep.sweeps.folder import ALL, DONE, SweepFolder, TrialRecord
 from stairstep.sweeps.plan import TrialMaker, write_trial
 from stairstep.sweeps.scores import best_score, scores
 from stairstep.sweeps.serving import served_reader
@@ -37,7 +37,7 @@ from stairstep.tasks import Recipe
 
 from .screen import without_ray
 from .session import Session, check_resources, ray_session, worker_resources
-from .stopping import TRIAL, scheduler_of
+from .stopping import TRIAL, remember, scheduler_of
 from .trial import run_trial
 
 _LOG = logging.getLogger(__name__)
@@ -98,6 +98,8 @@ def sweep_on_ray(
         storage = sweep.path / ".ray"
         shutil.rmtree(storage, ignore_errors=True)
         _again(sweep)
+        if not _left(sweep, space):
+            return ""
         tuner = _tuner(sweep, space, recipe, maker, at_once, served, storage)
         ended: dict[str, Any] = {}
 
@@ -123,23 +125,25 @@ def sweep_on_ray(
                 _process_died(sweep, one.config[TRIAL])
         screen.look()
         shutil.rmtree(storage, ignore_errors=True)
-        why = sweep.asked_to_stop(ALL)
-        return why if any(one.state == "waiting" for one in sweep.trials()) or _missing(sweep, space) else ""
+        return sweep.asked_to_stop(ALL) if _left(sweep, space) else ""
 
 
 def _tuner(
     sweep: SweepFolder, space: Space, recipe: Recipe, maker: TrialMaker, at_once: int, served: RemoteReaderSettings | None, storage: Path
 ) -> tune.Tuner:
     fixed = {"sweep": str(sweep.path.resolve()), "reader": served and to_plain(served)}
-    suggested = isinstance(space.search, OptunaSearchSettings)
-    names = [one.name for one in sweep.trials()]
+    scheduler = scheduler_of(sweep, space, recipe.optim.steps)
+    done = [one for one in sweep.trials() if one.state in DONE]
+    for one in done:
+        remember(scheduler, one.name, scores(sweep.run_path(one.name), space.metric))
+    in_all = space.search.samples if isinstance(space.search, OptunaSearchSettings) else len(sweep.trials())
     return tune.Tuner(
         tune.with_resources(run_trial, _DRIVER),
-        param_space=fixed if suggested else {**fixed, TRIAL: tune.grid_search(names)},
+        param_space=fixed,
         tune_config=tune.TuneConfig(
-            scheduler=scheduler_of(sweep, space, recipe.optim.steps),
-            search_alg=_Suggester(sweep, space, maker, fixed) if suggested else None,
-            num_samples=space.search.samples if isinstance(space.search, OptunaSearchSettings) else 1,
+            scheduler=scheduler,
+            search_alg=_Next(sweep, space, maker, fixed),
+            num_samples=max(1, in_all - len(done)),
             max_concurrent_trials=at_once,
         ),
         run_config=tune.RunConfig(
@@ -148,8 +152,8 @@ def _tuner(
     )
 
 
-class _Suggester(Searcher):
-    """Names the next trial to Tune: one that the sweep has already, else one that is suggested from the scores known by now."""
+class _Next(Searcher):
+    """Names the next trial to Tune: one that the sweep has and that is not done, or one that Optuna suggests from the scores by now."""
 
     def __init__(self, sweep: SweepFolder, space: Space, maker: TrialMaker, fixed: dict[str, Any]) -> None:
         super().__init__()
@@ -158,24 +162,33 @@ class _Suggester(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial's config, or that there is none."""
-        assert isinstance(self._space.search, OptunaSearchSettings), "only such a space is suggested from"
-        if self._number >= self._space.search.samples or self._sweep.asked_to_stop(ALL):
+        if self._sweep.asked_to_stop(ALL):
             return Searcher.FINISHED
-        self._number += 1
         there = {one.number: one for one in self._sweep.trials()}
-        if self._number not in there:
-            point = suggest(self._space, self._number, self._known(there.values()))
-            planned = self._maker.planned(self._number, point, self._space.seeds[0])
-            write_trial(self._sweep, planned)
-            there[self._number] = planned.record
-        return {**self._fixed, TRIAL: there[self._number].name}
+        search = self._space.search
+        last = search.samples if isinstance(search, OptunaSearchSettings) else max(there)
+        while self._number < last:
+            self._number += 1
+            if self._number not in there:
+                return self._config(self._suggested(there.values()))
+            if there[self._number].state not in DONE:
+                return self._config(there[self._number])
+        return Searcher.FINISHED
 
-    def _known(self, trials: Any) -> list[Scored]:
+    def _config(self, record: TrialRecord) -> dict[str, Any]:
+        return {**self._fixed, TRIAL: record.name}
+
+    def _suggested(self, trials: Iterable[TrialRecord]) -> TrialRecord:
+        planned = self._maker.planned(self._number, suggest(self._space, self._number, self._known(trials)), self._space.seeds[0])
+        write_trial(self._sweep, planned)
+        return planned.record
+
+    def _known(self, trials: Iterable[TrialRecord]) -> list[Scored]:
+        wanted = [(self._space.metric, self._space.mode), *((other.metric, other.mode) for other in self._space.also)]
         found = []
         for one in trials:
-            wanted = [(self._space.metric, self._space.mode), *((other.metric, other.mode) for other in self._space.also)]
             bests = [best_score(self._sweep.run_path(one.name), metric, mode) for metric, mode in wanted]
-            if one.state in ("finished", "stopped") and all(bests):
+            if one.state in DONE and all(bests):
                 found.append(Scored(one.point, [best[1] for best in bests if best is not None]))
         return found
 
@@ -205,7 +218,7 @@ class _Screen:
             for step in sorted(found)[count:]:
                 self._told(f"{one.name}: step {step}, {self._space.metric} {found[step]:.3f} on the selection split")
             if one.state != state:
-                done = sum(other.state in ("finished", "stopped", "failed") for other in trials)
+                done = sum(other.state in (*DONE, "failed") for other in trials)
                 self._told(f"{one.name}: {_state_line(one)} ({done} of {len(trials)} trials done)")
             self._seen[one.name] = (one.state, len(found))
 
@@ -232,8 +245,11 @@ def _process_died(sweep: SweepFolder, name: str) -> None:
         sweep.write_trial(replace(record, state="failed", reason=f"its process died {_DEATHS + 1} times; Ray's own logs may say why"))
 
 
-def _missing(sweep: SweepFolder, space: Space) -> bool:
-    return isinstance(space.search, OptunaSearchSettings) and len(sweep.trials()) < space.search.samples
+def _left(sweep: SweepFolder, space: Space) -> bool:
+    """Whether a trial waits, or is still to be suggested."""
+    trials = sweep.trials()
+    missing = isinstance(space.search, OptunaSearchSettings) and len(trials) < space.search.samples
+    return missing or any(one.state == "waiting" for one in trials)
 
 
 @contextmanager
@@ -242,8 +258,7 @@ def _quiet_tune() -> Iterator[None]:
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    }
+    }  # the newer output frames every experiment, asked or not
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     level = logging.getLogger("ray.tune").level

@@ -33,12 +33,12 @@ _SHOWN = 600  # characters of an error that a row of the table holds; the whole 
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
-    """Train a trial, or go on with it; one that is done only tells its scores again."""
+    """Train a trial, or go on with it, its earlier scores told first."""
     logging_setup()
     sweep = SweepFolder(config["sweep"])
     watched = _Watched(sweep, config[TRIAL], space_of(sweep.plan.space))
     watched.look(recorded=True)
-    if watched.record.state in ("finished", "stopped") or sweep.asked_to_stop(ALL):
+    if sweep.asked_to_stop(ALL):
         return
     served = config["reader"] and build(RemoteReaderSettings, from_plain(config["reader"], "the served reader"))
     watched.train(in_sweep(read_trial_recipe(sweep, config[TRIAL], served), sweep.path, config[TRIAL]))

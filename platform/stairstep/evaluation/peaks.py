@@ -41,7 +41,7 @@ class Peak:
 
 def peak(summaries: Mapping[int, Mapping[str, Any]], metric: str) -> Peak | None:
     """The peak of a run's summaries by step; None where no step has a score on both splits."""
-    scored = {step: found for step, summary in summaries.items() if all(found := [_score(summary, part, metric) for part in _PARTS])}
+    scored = {step: found for step, summary in summaries.items() if all(found := [score_of(summary, metric, part) for part in _PARTS])}
     if not scored:
         return None
     sides: dict[int, Sequence[Interval]] = {step: [one for one in found if one is not None] for step, found in scored.items()}
@@ -53,7 +53,8 @@ def peak(summaries: Mapping[int, Mapping[str, Any]], metric: str) -> Peak | None
 _PARTS = ("all", "selection", "report")
 
 
-def _score(summary: Mapping[str, Any], part: str, metric: str) -> Interval | None:
+def score_of(summary: Mapping[str, Any], metric: str, part: str = "all") -> Interval | None:
+    """A summary's score (`qa`, or a metric's name) over all questions or over one of its splits; None where there is none."""
     if metric == "qa":
         found = summary.get("qa", {}).get(part)
         known = found is not None and found["score"] is not None

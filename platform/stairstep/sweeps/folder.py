@@ -21,6 +21,8 @@ from stairstep.records import RunFolder, read_json, write_json
 from stairstep.settings import DataError, InputError
 
 TrialState = Literal["waiting", "running", "finished", "stopped", "failed"]
+DONE: tuple[TrialState, ...] = ("finished", "stopped")
+"""States of a trial that is not run again."""
 FORMAT = 1
 ALL = "ALL"
 _PARTS = ("recipes", "trials", "stop", "runs")
