@@ -107,11 +107,12 @@ def _scores(one: Standing) -> str:
 
 def _trouble(one: Standing) -> list[str]:
     """What is wrong, and what to do."""
+    busy = "; an evaluation says nothing before its end" if one.evaluating else ""
     said = {
         "": [],
         "dead": ["DEAD: its process is gone; the same command goes on from its last checkpoint"],
-        "stalled": [f"STALLED: its threads stand as {', '.join(map(str, one.stacks))} has them"],
-        "silent": [f"SILENT for {span(one.silent_s)}" + (": an evaluation says nothing before its end" if one.evaluating else "")],
+        "stalled": [f"STALLED: its threads stand as {', '.join(map(str, one.stacks))} has them{busy}"],
+        "silent": [f"SILENT for {span(one.silent_s)}{busy}"],
     }
     return said[one.trouble]
 
