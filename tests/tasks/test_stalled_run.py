@@ -49,7 +49,7 @@ def test_a_step_that_blocks_is_written_down_and_the_run_ends_as_any_other(
 
 
 def test_the_limit_may_differ_at_a_resume_and_overwriting_deletes_the_stacks(recipe: MakeRecipe):
-    path = train(recipe(*SHORT), console=False).folder
+    path = train(recipe(*SHORT), stop=lambda: True, console=False).folder
     (path / "stalled.txt").write_text("of before")
     (path / "stalled-1.txt").write_text("of before")
     assert train(recipe(*SHORT, "run.stalled_after_s=5"), console=False).outcome.reason == "finished"
