@@ -59,11 +59,11 @@ def test_a_line_a_minute_with_phase_and_the_pace_since_the_line_before():
         progress.update(step, values, "text_warmup" if step <= 10 else "main")
     lines = stream.getvalue().splitlines()
     assert lines == [
-        "training 1/1000 text_warmup loss 1.0000, 2 steps/s, 0% waiting for data, eta 16:39",
-        "training 61/1000 main loss 1.0000, 1.9 steps/s, 3% waiting for data, eta 15:54",
+        "training 1/1000 loss 1.0000, phase text_warmup, 2 steps/s, 0% waiting for data, eta 16:39",
+        "training 61/1000 loss 1.0000, phase main, 1.9 steps/s, 3% waiting for data, eta 15:54",
     ]
     progress.close()
-    assert stream.getvalue().splitlines()[2:] == ["training 80/1000 main loss 1.0000, 0.5 steps/s, 50% waiting for data, eta 19:10"]
+    assert stream.getvalue().splitlines()[2:] == ["training 80/1000 loss 1.0000, phase main, 0.5 steps/s, 50% waiting for data, eta 19:10"]
 
 
 def test_a_loop_that_ends_early_shows_its_last_step_once():

@@ -28,8 +28,8 @@ class Progress:
     """The progress of a loop of known length.
 
     `update` takes a step's metrics as they are logged and shows those that it knows: loss, accuracy, lr, temperature, step_seconds,
-    wait_seconds (waiting for data), whatever stands before the last slash of their names. A plain line comes about once a minute: phase,
-    step, metrics, throughput, the share of it that was waiting for data, and the time left.
+    wait_seconds (waiting for data), whatever stands before the last slash of their names. A plain line comes about once a minute: step,
+    metrics, phase, throughput, the share of it that was waiting for data, and the time left.
     """
 
     def __init__(
@@ -90,8 +90,9 @@ class Progress:
         done = self._step - self._start
         left = (self._clock() - self._began) / done * (self.total - self._step) if done > 0 else 0.0
         eta = f"eta {tqdm.format_interval(left)}" if self._step < self.total else ""
-        what = " ".join(one for one in (self._what, f"{self._step}/{self.total}", self._phase, self._fields) if one)
-        print(", ".join(one for one in (what, shown_pace(pace_of(self._since)), eta) if one), file=self._stream, flush=True)
+        what = f"{self._what} {self._step}/{self.total} {self._fields}".rstrip()
+        phase = f"phase {self._phase}" if self._phase else ""
+        print(", ".join(one for one in (what, phase, shown_pace(pace_of(self._since)), eta) if one), file=self._stream, flush=True)
         self._shown_at, self._shown_step, self._since = self._clock(), self._step, []
 
 
