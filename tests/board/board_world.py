@@ -115,6 +115,7 @@ STAIRS = (StepOfStairs("plain", "in-batch negatives"), StepOfStairs("hard", "a h
 def write_staircase(folder: Path, n: int = 80, seeds: Sequence[int] = (0, 1), **more: Any) -> SweepFolder:
     """A sweep of three steps, of which the second is clearly better than the first and the third is no better than the second."""
     sweep = SweepFolder(folder)
+    sweep.make()
     sweep.write_plan(replace(PLAN, seeds=tuple(seeds), steps=STAIRS))
     base, number = ranks(n, 0.2, 99), 0
     for place, (step, found) in enumerate({"plain": 0.4, "hard": 0.8, "same": 0.8}.items()):
@@ -129,6 +130,7 @@ def write_staircase(folder: Path, n: int = 80, seeds: Sequence[int] = (0, 1), **
 def write_grid(folder: Path, n: int = 60) -> SweepFolder:
     """A grid of two rates and two ranks with a trial of every state, and a combination that was skipped."""
     sweep = SweepFolder(folder)
+    sweep.make()
     skipped = ({"point": {"optim.rates.llm": 0.01, "model.adapter.rank": 64}, "reason": "too large for the rate"},)
     sweep.write_plan(replace(PLAN, seeds=(0,), skipped=skipped))
     points = [(0.001, 8, 0.5), (0.001, 16, 0.7), (0.01, 8, 0.3)]
