@@ -84,7 +84,15 @@ def write_run(folder: Path, evaluations: Mapping[int, Sequence[int]], seed: int 
     """A finished run with these evaluations; `more` goes to each of them."""
     run = RunFolder.create(folder)
     run.write_recipe(
-        to_yaml({"run": {"seed": seed}, "optim": {"batch": 32}, "evaluation": {"selection_metric": "hit@1"}, "cluster": {"workers": 2}})
+        to_yaml(
+            {
+                "run": {"seed": seed},
+                "data": {"roots": [str(folder.parent)]},
+                "optim": {"batch": 32},
+                "evaluation": {"selection_metric": "hit@1"},
+                "cluster": {"workers": 2},
+            }
+        )
     )
     run.metrics.append(0, {"validation/loss": 1.5})
     for step in range(1, steps + 1):

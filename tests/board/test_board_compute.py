@@ -15,6 +15,7 @@ from stairstep.board.words import headline, warnings
 from stairstep.evaluation.comparison import compare_family
 from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.evaluation.statistics import wilson
+from stairstep.sweeps.scores import best_score
 
 
 def test_the_staircase_is_the_comparisons_of_its_runs(tmp_path):
@@ -99,11 +100,12 @@ def test_a_grid_is_reported_where_nothing_was_picked(tmp_path):
     folders = Folders([sweep.path])
     board = folders.read()
     assert list(find(board, folders).compared) == []
-    best = picked(board.runs[1], "hit@1")
+    best = picked(board, board.runs[1])
     assert best is not None
     rows = read_evaluated(sweep.run_path("001-trial"), best.step).rows
     reported = [row["hit@1"] for row in rows if row["split"] == "report"]
-    assert best.reported == wilson(sum(reported), len(reported))
+    assert best.score("hit@1", "report") == wilson(sum(reported), len(reported))
+    assert (best.step, best.value) == best_score(sweep.run_path("001-trial"), "hit@1", "max"), "as the sweep itself ranks"
     said, below = headline(board, find(board, folders))
     assert "picked of 3 trials" in said
     assert f"rank 16, seed 0, step {best.step}: picked on the selection split" in below
