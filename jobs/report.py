@@ -11,11 +11,10 @@ Nothing is computed again: scores are those of the run folders. docs/board.md sa
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from jobs.common import run
-from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, content, html_page
+from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, check_place, content, html_page
 from stairstep.records import write_atomically
 from stairstep.settings import InputError
 
@@ -47,8 +46,9 @@ def main(arguments: list[str]) -> int:
     if options.watch:
         return watch(folders, options.thumbnails, options.port)
     out = options.out or (None if options.text else folders.target)
-    for name, path in (("--csv", options.csv), ("--out", out)):
-        check_place(name, path)
+    for option, path in {"--csv": options.csv, "--out": out}.items():
+        if path:
+            check_place(option, path)
     board = folders.read()
     if options.csv:
         write_atomically(options.csv, as_csv(board))
@@ -59,14 +59,6 @@ def main(arguments: list[str]) -> int:
         write_atomically(out, html_page(content(board, folders, options.thumbnails)))
         print(out)
     return 0
-
-
-def check_place(name: str, path: Path | None) -> None:
-    """Refuse a file that could not be written, before anything is made."""
-    if path is not None and os.path.isdir(path):
-        raise InputError(f"{name}: {path} is a folder; expected a file, such as {path / 'report.html'}")
-    if path is not None and not os.path.isdir(path.parent):
-        raise InputError(f"{name}: there is no folder {path.parent}; make it, or choose another place")
 
 
 def watch(folders: Folders, pictures: int, port: int) -> int:

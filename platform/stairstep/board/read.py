@@ -6,10 +6,11 @@ it would have said, and is named: one damaged run hides no other. Rows are read 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,7 +24,7 @@ from stairstep.settings import DataError, InputError, StairstepError
 from stairstep.sweeps import SweepFolder, SweepPlan, TrialRecord
 from stairstep.sweeps.scores import LOSS
 
-from .checks import Row, check_log, check_plan, check_recipe, check_rows, check_status, check_summary, check_trial, is_number
+from .checks import Row, check_log, check_plan, check_recipe, check_rows, check_status, check_summary, check_trial
 
 # What the board's comparisons need of a row: the rest (paths, further ranks) is many times that, and stays on the disk.
 _KEPT = ("id", "problem", "answer", "golden_ids", *ARTICLE_METRICS.values(), "split", "state", "correct")
@@ -180,12 +181,12 @@ class Folders:
 
     def read(self) -> Board:
         """The board as the folders are now."""
-        if self.sweep is not None:
+        if (sweep := self.sweep) is not None:
             problems: list[str] = []
-            plan = _tried(lambda: _plan_of(self.sweep), problems) or _bare_plan(self.sweep)
-            files = sorted((self.sweep.path / "trials").glob("*.json"))
-            trials = [one for path in files if (one := _tried(lambda path=path: _trial_of(self.sweep, path), problems))]
-            runs = [self._run(self.sweep.run_path(one.name), one.name, one) for one in sorted(trials, key=lambda one: one.number)]
+            plan = _tried(partial(_plan_of, sweep), problems) or _bare_plan(sweep)
+            files = sorted((sweep.path / "trials").glob("*.json"))
+            trials = [one for path in files if (one := _tried(partial(_trial_of, sweep, path), problems)) is not None]
+            runs = [self._run(sweep.run_path(one.name), one.name, one) for one in sorted(trials, key=lambda one: one.number)]
             return Board(plan.name, runs, plan, problems)
         names = _names(self.paths)
         return Board(
@@ -235,13 +236,10 @@ class Folders:
             tried(lambda: self._once(path / "recipe.yaml", lambda file: check_recipe(folder.recipe(), file))) if folder.holds_run() else {}
         )
         log = tried(lambda: self._once(path / "metrics.jsonl", _log_of))
-        mine = [one for step in steps_evaluated(path) if (one := tried(lambda step=step: self._evaluation(path, step, None)))]
+        mine = [one for step in steps_evaluated(path) if (one := tried(partial(self._evaluation, path, step, None)))]
         places = sorted({one.parent.name for one in path.glob("*/eval_step*.summary.json")}) if path.is_dir() else []
         others = [
-            one
-            for place in places
-            for step in steps_evaluated(path, place)
-            if (one := tried(lambda step=step, place=place: self._evaluation(path, step, place)))
+            one for place in places for step in steps_evaluated(path, place) if (one := tried(partial(self._evaluation, path, step, place)))
         ]
         return Run(name, path, status, recipe or {}, log or [], mine, others, problems, trial)
 
@@ -258,6 +256,14 @@ class Folders:
         if kept is None or kept[0] != state:
             kept = self._kept[path, what] = (state, read(path))
         return kept[1]
+
+
+def check_place(option: str, path: Path) -> None:
+    """Refuse a place where no file could be written, before anything is made for it."""
+    if os.path.isdir(path):
+        raise InputError(f"{option}: {path} is a folder; expected a file, such as {path / 'report.html'}")
+    if not os.path.isdir(path.parent):
+        raise InputError(f"{option}: there is no folder {path.parent}; make it, or choose another place")
 
 
 def _check_run(path: Path) -> None:
