@@ -87,6 +87,7 @@ def test_a_folder_that_the_recipe_does_not_name_is_not_looked_into(run, tmp_path
         ({"evaluation": {"sets": [named | {"tiles_dir": str(tmp_path / "other")}]}}, False),
         ({"evaluation": {"sets": [named | {"path": "/q/set.json", "tiles_dir": str(tmp_path / "tiles")}]}}, True),
         ({"data": {"roots": [str(tmp_path)]}}, True),
+        ({"data": {"roots": ["/"]}}, False),
     ):
         (run.path / "recipe.yaml").write_text(to_yaml(recipe))
         of, found = made(run, 7)

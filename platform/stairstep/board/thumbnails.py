@@ -54,13 +54,16 @@ def thumbnails(board: Board, found: Questions, count: int) -> tuple[dict[str, st
 
 
 def _places(run: Run) -> list[str]:
-    """Where a run's tiles may lie: in the roots of its data; without roots in each set's tiles_dir, else beside or above the set's file."""
+    """Where a run's tiles may lie: in the roots of its data and each set's tiles_dir; without either, beside the set's file or above it.
+    The whole disk is no such place."""
     roots = run.said("data.roots") or []
     base = roots[0] if roots else ""
     sets = run.said("evaluation.sets") or []
     named = [os.path.join(base, one["tiles_dir"]) for one in sets if one.get("tiles_dir")]
     files = [os.path.abspath(one["path"]) for one in sets if one.get("path") and not one.get("tiles_dir") and not roots]
-    return [*(os.path.join(base, root) for root in roots), *named, *(os.path.dirname(os.path.dirname(one)) for one in files)]
+    found = [*(os.path.join(base, root) for root in roots), *named]
+    found += [place for one in files for place in (os.path.dirname(one), os.path.dirname(os.path.dirname(one)))]
+    return [one for one in found if os.path.realpath(one) != os.path.realpath(os.sep)]
 
 
 def _inside(folder: str, roots: Roots) -> bool:
