@@ -104,7 +104,7 @@ def _best(board: Board) -> tuple[str, str]:
     of, name = _count(len(found), "trial"), metric_label(board.metric)
     after = f"sweep after {'the validation loss' if metric == LOSS else metric_label(metric)} ({mode})"
     if not found:
-        return f"{_count(len(board.runs), 'trial')}, none with a score yet", f"The {after}"
+        return f"{_count(len(board.runs), 'trial')}, none with a score yet", f"A {after}"
     run, best = (max if mode == "max" else min)(found, key=lambda one: one[1].value)
     reported = best.score(board.metric, "report")
     there = f"{name} {short(reported.value)} [{short(reported.low)} {short(reported.high)}]" if reported is not None else ""
