@@ -131,4 +131,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from stairstep.cluster import preprocess as adapter
 
     monkeypatch.setattr(adapter.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(adapter, "spread", lambda work, items: map(work, items))
+    monkeypatch.setattr(adapter, "spread", lambda work, items, group=None: map(work, items))

@@ -470,7 +470,7 @@ def test_a_storm_that_never_ends_is_an_outage_in_the_end(server):
 
 def test_no_more_requests_at_once_than_allowed(server):
     def slow(request):
-        time.sleep(0.05)  # long enough for two others to come, on a machine that is busy too
+        time.sleep(0.3)  # long enough for two others to come, on a machine that is busy too
 
     server.chance = slow
     one = client(server, concurrency=3)
