@@ -58,10 +58,10 @@ def started(command: Sequence[object], environment: dict[str, str], folder: Path
         assert process.poll() is None and current.exists(), (folder / "said").read_text()
         yield process
     finally:
-        _end(process)
+        end(process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """End a process with all that it started, and nothing else."""
     below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
+from own_ray import end
 
 pytestmark = pytest.mark.soak  # two Rays at once: minutes on two cores
 ROOT = Path(__file__).parents[2]
@@ -68,19 +68,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it started."""
-    below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for one in below:
-        if one.is_running():
-            one.kill()
 
 
 @pytest.fixture(scope="module")

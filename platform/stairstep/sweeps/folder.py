@@ -12,7 +12,7 @@ here needs Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,6 @@ from stairstep.settings import DataError, InputError
 TrialState = Literal["waiting", "running", "finished", "stopped", "failed"]
 DONE: tuple[TrialState, ...] = ("finished", "stopped")
 """States of a trial that is not run again."""
-FORMAT = 1
 ALL = "ALL"
 _PARTS = ("recipes", "trials", "stop", "runs")
 Value = str | int | float | bool | None
@@ -72,7 +71,6 @@ class SweepPlan:
     skipped: tuple[Mapping[str, Any], ...] = ()  # {"point": {...}, "reason": "..."} for combinations that a condition took out
     command: str = ""
     began: float = 0.0
-    format: int = FORMAT
 
 
 class SweepFolder:
@@ -180,6 +178,6 @@ def _known(cls: type[SweepPlan] | type[TrialRecord], plain: Any, path: Path) -> 
     return {name: value for name, value in plain.items() if name in names}
 
 
-def shown_point(point: Mapping[str, Value], keys: Sequence[str] | None = None) -> str:
+def shown_point(point: Mapping[str, Value]) -> str:
     """A point as a person reads it: the last word of each parameter's key and its value."""
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point.items() if keys is None or key in keys)
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in point.items())
