@@ -35,6 +35,7 @@ from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
 from stairstep.tasks import Recipe
 
+from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
 from .session import Session, check_resources, ray_session, worker_resources
 from .stopping import TRIAL, remember, scheduler_of
@@ -52,7 +53,10 @@ def room_for(recipe: Recipe, session: Session, wanted: int | None) -> int:
     each = worker_resources(cluster)
     if session.private:
         check_resources(cluster, each)
-    there = ray.cluster_resources()
+    there = dict(ray.cluster_resources())
+    if mode_of(replace(recipe, cluster=cluster), session) == "beside":
+        for name, amount in evaluator_resources(cluster).items():
+            there[name] = there.get(name, 0.0) - amount * cluster.evaluators
     room = min(math.floor(there.get(name, 0.0) / (amount * cluster.workers) + 1e-9) for name, amount in each.items())
     if wanted is not None and session.private and wanted > room:
         raise InputError(f"--concurrency: {wanted} trials were asked for, but this machine has room for {room} at once")
@@ -77,7 +81,9 @@ def run_sweep(
         reader, served = recipe.evaluation.reader, None
         if isinstance(reader, LocalReaderSettings):
             served = served_reader(reader, stack.enter_context(serve(reader.model)))
-        told(f"{plan.name}: {at_once} trials at once; {sweep.path}")
+        shared = evaluators(recipe.cluster) if mode_of(recipe, session) == "beside" else []  # trials find them by their names
+        beside = f", {len(shared)} evaluators beside them" if shared else ""
+        told(f"{plan.name}: {at_once} trials at once{beside}; {sweep.path}")
         return sweep_on_ray(sweep, space, recipe, maker_of(sweep, space), at_once=at_once, limits=limits, served=served, told=told)
 
 

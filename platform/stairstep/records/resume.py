@@ -12,9 +12,13 @@ from typing import Any
 
 from stairstep.settings import DataError, InputError, Node, RecipeError, parse_yaml, to_yaml
 
-FREE = ("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "data.fetch", "data.archives", "tiles.store")
-"""Keys that may differ at a resume; `run.root` and `run.name` say only where the folder lies, and it has been found; the last three only
-how tiles came to where the other keys name them, which of them are read without being unpacked, and where their pixels are kept."""
+FREE = (
+    *("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "data.fetch", "data.archives", "tiles.store"),
+    *("evaluation.mode", "evaluation.max_pending", "evaluation.reader.base_url"),
+)
+"""Keys that may differ at a resume. `run.root` and `run.name` say only where the folder lies, and it has been found; data.fetch to
+tiles.store how tiles came to where the other keys name them, which of them are read without being unpacked, and where their pixels are
+kept; the last three when questions are asked, and where the same reader listens."""
 
 _SHOWN = 8
 _LONGEST = 200  # characters of a value that are shown; a prompt or a judge's template may have thousands
