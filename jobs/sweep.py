@@ -1,7 +1,7 @@
 """Run an ablation: every trial of a space over a recipe, beside one another on Ray, and its board.
 
 python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml                        all steps of the staircase, two seeds each
-python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/lr_warmup_lora.yaml optim.steps=40    with overrides for every trial
+python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/lr_warmup_lora.yaml evaluation.every=20    with overrides for every trial
 python -m jobs.sweep recipes/v8r.yaml tune_spaces/stairstep.yaml --dry-run                   what would run, and what it would take
 python -m jobs.sweep --resume tinywiki-stairstep                                             go on after Ctrl-C, a limit or a crash
 
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--name", help="the sweep's folder below run.root; default: the recipe's and the space's names")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of the space's")
     parser.add_argument("--resume", metavar="NAME", help="go on with a sweep: its folder, or its name below --root")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="where --resume looks for a name")
+    parser.add_argument("--root", type=Path, help="where --resume looks for a name; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="list the trials with what they would take, and stop")
     parser.add_argument("--concurrency", type=int, help="trials at once; default: as many as the cluster has room for")
     parser.add_argument("--max-hours", type=float, help="stop once so many device hours are spent (hours of each worker, added up)")
@@ -67,7 +67,9 @@ def main(arguments: list[str]) -> int:
             raise InputError(
                 "--resume goes on with a sweep as it was begun; of the other options only --concurrency and --max-… go with it"
             )
-        return go_on(find(options.resume, options.root), options.concurrency, limits)
+        return go_on(find(options.resume, options.root or Path("runs")), options.concurrency, limits)
+    if options.root is not None:
+        raise InputError("--root is for --resume; a new sweep lies in run.root, which is an override: run.root=...")
     if options.space is None:
         raise InputError("expected a recipe and a space, for example recipes/tinywiki.yaml tune_spaces/stairstep.yaml")
     asked = Asked(options.recipe, options.space, options.overrides, options.seeds, options.name)

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from stairstep.records import read_json_lines
 from stairstep.settings import to_plain
 from stairstep.sweeps import SweepFolder
-from stairstep.sweeps.beginning import Asked, begin, maker_of, planned
+from stairstep.sweeps.beginning import Asked, begin, planned
 from stairstep.sweeps.scores import scores
-from stairstep.sweeps.space import Space
 from stairstep.sweeps.spent import Limits
-from stairstep.tasks import Recipe, load_recipe
+from stairstep.tasks import load_recipe
 from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -41,19 +40,18 @@ def asked(recipe: Callable[..., Any], micro: SimpleNamespace, tmp_path_factory: 
     return make
 
 
-def run(sweep: SweepFolder, space: Space, base: Recipe, limits: Limits | None = None) -> tuple[str, list[str]]:
+def run(sweep: SweepFolder, limits: Limits | None = None) -> tuple[str, list[str]]:
     """Why the sweep ended early, if it did, and what it told meanwhile."""
-    from stairstep.cluster.session import ray_session
-    from stairstep.cluster.sweep import room_for, sweep_on_ray
+    from stairstep.cluster.sweep import run_sweep
 
     told: list[str] = []
-    with ray_session(None) as session:
-        at_once = room_for(base, session, None)
-        assert at_once == 4  # CPUs of this Ray
-        why = sweep_on_ray(
-            sweep, space, base, maker_of(sweep, space), at_once=at_once, limits=limits or Limits(), served=None, told=told.append
-        )
+    why = run_sweep(sweep, nobody_serves, None, limits or Limits(), told.append)
+    assert not told or told[0].startswith(f"{sweep.path.name}: 4 trials at once")  # CPUs of this Ray
     return why, told
+
+
+def nobody_serves(model: str) -> Any:
+    raise AssertionError(f"{model} is asked for, and no recipe here has a reader")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +68,8 @@ def swept(asked: Callable[..., Asked]) -> SimpleNamespace:
     }
     space, made = planned(asked("swept", {"parameters": parameters}))
     sweep = begin(asked("swept", {"parameters": parameters}), space, made)
-    why, told = run(sweep, space, made.base)
-    return SimpleNamespace(sweep=sweep, space=space, base=made.base, why=why, told=told)
+    why, told = run(sweep)
+    return SimpleNamespace(sweep=sweep, why=why, told=told)
 
 
 def test_every_trial_ends_and_the_failed_one_is_a_row_with_its_error(swept: SimpleNamespace):
@@ -103,7 +101,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(swept: Si
     before = {one.name: one for one in swept.sweep.trials()}
     files = {path: path.read_bytes() for path in swept.sweep.runs.glob("001*/metrics.jsonl")}
     assert len(files) == 1
-    why, told = run(swept.sweep, swept.space, swept.base)
+    why, told = run(swept.sweep)
     after = {one.name: one for one in swept.sweep.trials()}
     assert why == ""
     assert {path: path.read_bytes() for path in files} == files
@@ -121,13 +119,13 @@ def test_a_rule_stops_a_trial_for_good_and_a_limit_stops_the_sweep_until_it_goes
     one = asked("ruled", {"parameters": {"optim.rates.llm": {"kind": "grid", "values": [1e-3]}}, "stop": rules}, "optim.steps=400")
     space, made = planned(one)
     sweep = begin(one, space, made)
-    why, _ = run(sweep, space, made.base, Limits(device_hours=1e-6))
+    why, _ = run(sweep, Limits(device_hours=1e-6))
     (trial,) = sweep.trials()
     assert "device hours is reached" in why
     assert trial.state in ("waiting", "stopped")
     if trial.state == "waiting":
         assert sweep.run(trial.name).status is None or sweep.run(trial.name).status.state == "stopped"
-    why, told = run(sweep, space, made.base)
+    why, told = run(sweep)
     (trial,) = sweep.trials()
     assert (why, trial.state) == ("", "stopped")
     assert trial.reason.startswith("stop rule: validation/loss") and trial.reason.endswith("is below 1000")
@@ -143,7 +141,7 @@ def test_optuna_suggests_one_after_the_other_and_its_trials_are_kept(asked: Call
     space, made = planned(one)
     sweep = begin(one, space, made)
     assert sweep.trials() == []
-    assert run(sweep, space, made.base)[0] == ""
+    assert run(sweep)[0] == ""
     trials = sweep.trials()
     assert [trial.state for trial in trials] == ["finished", "finished"]
     rates = [trial.point["optim.rates.llm"] for trial in trials]

@@ -27,6 +27,9 @@ class Trial:
         self.config = {"trial": self.trial_id}
 
 
+STEPS = 80
+
+
 class Controller:
     """What a scheduler asks of Tune: whether others wait for room, upon which the median rule would pause a trial."""
 
@@ -42,7 +45,7 @@ class Told:
         space = build(Space, from_plain({"parameters": parameters, "scheduler": scheduler, "mode": mode}, "test"))
         self.sweep = SweepFolder(path)
         self.sweep.make()
-        self.scheduler = scheduler_of(self.sweep, space, 80)
+        self.scheduler = scheduler_of(self.sweep, space)
         self.trials: dict[str, Any] = {}
 
     def report(self, name: str, step: int, score: float, recorded: bool = False) -> str:
@@ -50,7 +53,7 @@ class Told:
         if name not in self.trials:
             self.trials[name] = Trial(name)
             self.scheduler.on_trial_add(Controller(), self.trials[name])
-        result = {"step": step, "score": score, "recorded": recorded}
+        result = {"step": step, "score": score, "recorded": recorded, "last": step >= STEPS}
         assert self.scheduler.on_trial_result(Controller(), self.trials[name], result) == TrialScheduler.CONTINUE
         return self.sweep.asked_to_stop(name)
 
@@ -72,7 +75,8 @@ def test_asha_asks_the_worse_half_to_stop_and_says_why(tmp_path: Path):
     assert told.report("c", 40, 0.3) == told.report("c", 20, 0.9)  # what was asked stands
     assert told.report("b", 40, 0.7) == ""
     assert told.report("a", 40, 0.4) != ""
-    assert told.report("b", 80, 0.1) == ""  # the last step is no rung, and no reason
+    told.report("a", STEPS, 0.9)
+    assert told.report("b", STEPS, 0.1) == ""  # at its last step nobody is asked to stop
 
 
 def test_asha_for_a_loss_asks_the_larger_ones(tmp_path: Path):

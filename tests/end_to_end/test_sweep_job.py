@@ -73,6 +73,8 @@ def test_a_bad_command_is_told_before_anything_starts(job: Job, no_ray: None, sm
         ((small.recipe, space, "--name", "a/b"), "expected a plain folder name"),
         ((small.recipe, space, "--resume", "x"), "goes on with a sweep as it was begun"),
         (("--resume", "x"), "there is no sweep 'x'"),
+        ((small.recipe, space, "--root", "x"), "--root is for --resume"),
+        ((small.recipe, space, "--max-hours", "0"), "--max-hours: expected a number above 0"),
     ):
         told = job("sweep", *arguments)
         assert (told.code, told.err.count("\n")) == (2, 1), told.err
@@ -81,13 +83,18 @@ def test_a_bad_command_is_told_before_anything_starts(job: Job, no_ray: None, sm
 
 
 def test_resources_that_this_machine_will_never_have_are_told_before_any_trial(job: Job, small: Any, space: Path):
-    """On a Ray of its own, for only there it is known what will never come."""
-    told = job("sweep", small.recipe, space, "evaluation.reader=null", "cluster.workers=2", "cluster.cpus_per_worker=4096")
+    """On a Ray of its own, for only there it is known what will never come; a corrected command may then take the name."""
+    space.write_text(GRID.replace("optim.batch", "cluster.workers").replace("[2, 4]", "[1, 4096]"))
+    told = job("sweep", small.recipe, space, "evaluation.reader=null")
     assert told.code == 2
-    assert "2 workers with CPU 4096" in told.err
-    assert not list(small.runs.glob("*/trials/*.json")) or all(
-        one.state == "waiting" and one.seconds == 0 for one in SweepFolder(next(small.runs.glob("small-space"))).trials()
-    )
+    assert "4096 workers with CPU 1" in told.err
+    sweep = SweepFolder(small.runs / "small-space")
+    assert [(one.state, one.seconds) for one in sweep.trials()] == [("waiting", 0.0)] * 2
+    space.write_text(GRID)
+    told = job("sweep", small.recipe, space, "evaluation.reader=null", "--concurrency", "4096")
+    assert told.code == 2
+    assert "--concurrency: 4096 trials were asked for" in told.err
+    assert [one.point for one in sweep.trials()] == [{"optim.batch": 2}, {"optim.batch": 4}]
 
 
 # --- the whole of it, with a served reader (make soak)

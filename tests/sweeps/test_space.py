@@ -221,7 +221,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "values and times": ({"parameters": {"optim.batch": {"kind": "grid", "values": [2], "times": [2]}}}, "either values or times"),
     "ASHA after the end": (
         {"parameters": GRID, "scheduler": {"kind": "asha", "grace_steps": 80}},
-        r"grace_steps: 80 is not below optim\.steps",
+        r"asha: hit@1 comes every 40 steps, so from step 80 on",
     ),
     "a rule without a bound": ({"parameters": GRID, "stop": [{"metric": "mrr"}]}, "needs `below` or `above`"),
     "stairs with ASHA": ({"steps": [STEP], "scheduler": {"kind": "asha", "grace_steps": 20}}, "a staircase compares whole runs"),
@@ -231,6 +231,28 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "gives back what it is": (
         {"steps": [{"name": "a", "adds": "x", "set": {"optim.batch": 32}}, {"name": "b", "adds": "x", "restore": ["optim.batch"]}]},
         "step 'b' would add nothing",
+    ),
+    "a loss that should rise": ({"parameters": GRID, "metric": "validation/loss"}, "less of validation/loss is better; say mode: min"),
+    "a key set twice": (
+        {"parameters": {**GRID, "size": {"kind": "options", "options": {"a": {"optim.batch": 2}}}}},
+        r"parameters\.size: optim\.batch is set by parameters\.optim\.batch as well",
+    ),
+    "a key set for all and tried": ({"parameters": GRID, "set": {"optim.batch": 2}}, r"optim\.batch is set by set as well"),
+    "skip of a value that never comes": (
+        {"parameters": GRID, "skip": [{"when": {"optim.batch": 5}, "reason": "x"}]},
+        r"optim\.batch never has the value 5; it has 4, 8",
+    ),
+    "the median too late": (
+        {"parameters": GRID, "scheduler": {"kind": "median", "grace_steps": 50}},
+        r"median: hit@1 comes every 40 steps, so from step 50 on",
+    ),
+    "a rule too late": (
+        {"parameters": GRID, "stop": [{"metric": "mrr", "from_step": 41, "below": 0.1}]},
+        r"stop\[0\]: mrr comes every 40 steps",
+    ),
+    "a metric that one trial lacks": (
+        {"parameters": grid("evaluation.selection_fraction", 0.5, 0)},
+        r"hit@1 never comes: the selection split is empty",
     ),
     "a step's name": ({"steps": [{**STEP, "name": "a/b"}]}, r"steps\[0\]\.name: expected at most 60 letters"),
 }
@@ -256,7 +278,7 @@ def test_a_bad_space_is_refused_with_its_place(plan, case: str):
     ],
 )
 def test_a_metric_that_never_comes_is_refused(plan, metric: str, overrides: list[str], message: str):
-    space = {"parameters": GRID, "metric": metric}
+    space = {"parameters": GRID, "metric": metric, "mode": "min" if metric == "validation/loss" else "max"}
     with pytest.raises(RecipeError, match=message):
         plan(space, *overrides)
     assert plan(space)[0].metric == metric
@@ -266,9 +288,13 @@ def test_scores_that_come_too_late_to_stop_anything_are_refused(plan):
     space = {"parameters": GRID, "scheduler": {"kind": "asha", "grace_steps": 20}}
     with pytest.raises(RecipeError, match=r"evaluation\.mode=after scores come when training has ended"):
         plan(space, "evaluation.mode=after")
-    with pytest.raises(RecipeError, match=r"first score comes at step 80, the last one"):
+    with pytest.raises(RecipeError, match=r"from step 20 on it comes before the last step \(80\) not even once.*evaluation\.every"):
         plan(space, "evaluation.every=80")
     assert plan(space)[1].total == 2
+    # What the space itself sets counts; and a loss comes during training, whenever question sets are measured.
+    assert plan({**space, "set": {"evaluation.every": 10}}, "evaluation.mode=inline")[1].total == 2
+    rule = {"parameters": GRID, "stop": [{"metric": "validation/loss", "above": 9.0}]}
+    assert plan(rule, "evaluation.mode=after")[1].total == 2
 
 
 def test_a_key_of_the_space_cannot_be_given_twice(plan):

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.settings import DataError, InputError
 from stairstep.sweeps import ALL, StepOfStairs, SweepFolder, SweepPlan, TrialRecord, shown_point
 from stairstep.sweeps.beginning import find
 from stairstep.sweeps.scores import best_score, scores
+from stairstep.sweeps.serving import ServedReader, asked_where_served
 from stairstep.sweeps.spent import Limits, Spent, spent
+from stairstep.tasks import load_recipe
 
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tinywiki.yaml"
 PLAN = SweepPlan(
     name="s",
     recipe_file="recipes/tinywiki.yaml",
@@ -59,11 +63,15 @@ def test_plan_and_trials_come_back_as_they_were_written(sweep: SweepFolder):
     assert sweep.trials()[1] == changed
 
 
-def test_a_sweep_that_died_before_its_plan_is_taken_over_and_nothing_else_is(sweep: SweepFolder, tmp_path: Path):
+def test_a_sweep_that_never_began_is_taken_over_and_nothing_else_is(sweep: SweepFolder, tmp_path: Path):
+    sweep.ask_to_stop("a-seed0", "long ago")
+    sweep.make()  # not one of its trials has begun: a corrected command may take its name
+    assert sweep.trials() == []
+    assert sweep.asked_to_stop("a-seed0") == ""
+    assert not SweepFolder.is_one(sweep.path)
+    (sweep.path / "runs" / "a-seed0").mkdir()
     with pytest.raises(InputError, match=r"a sweep is here already; go on with it by --resume"):
         sweep.make()
-    (sweep.path / "sweep.json").unlink()
-    sweep.make()
     other = tmp_path / "other"
     (other / "thesis").mkdir(parents=True)
     with pytest.raises(InputError, match="something that is no sweep is here"):
@@ -85,6 +93,7 @@ def test_a_key_of_a_younger_version_is_passed_over(sweep: SweepFolder):
 
 def test_asking_to_stop(sweep: SweepFolder):
     assert sweep.asked_to_stop("a-seed0") == "" == sweep.asked_to_stop(ALL)
+    (sweep.path / "stop" / "a-seed0").touch()  # as a power cut may leave it
     sweep.ask_to_stop("a-seed0", "asha: too low")
     sweep.ask_to_stop("a-seed0", "later, another reason")
     sweep.ask_to_stop(ALL, "Ctrl-C")
@@ -133,10 +142,33 @@ def test_what_is_spent_is_hours_of_each_worker_and_the_price_of_all_calls(sweep:
     write_summary(sweep.run_path("a-seed0"), 20, calls=calls)
     write_summary(sweep.run_path("b-seed0"), 0)
     assert spent(sweep) == Spent(1.0, 1.0)
+    write_summary(sweep.run_path("a-seed0") / "other-set", 20, calls=calls)
+    assert spent(sweep) == Spent(1.0, 1.5)
     assert spent(sweep).over(Limits()) == ""
     assert spent(sweep).over(Limits(device_hours=1.5, cost=2)) == ""
     assert "1 device hours is reached (1.00 spent)" in spent(sweep).over(Limits(device_hours=1))
-    assert "0.9 for calls is reached (1.00 spent)" in spent(sweep).over(Limits(cost=0.9))
+    assert "0.9 for calls is reached (1.50 spent)" in spent(sweep).over(Limits(cost=0.9))
+    with pytest.raises(InputError, match="--max-hours: expected a number above 0, found -1"):
+        Limits(device_hours=-1)
+
+
+def test_a_summary_that_changes_is_read_again(tmp_path: Path):
+    write_summary(tmp_path, 20, **selection(0.2))
+    assert scores(tmp_path, "hit@1") == {20: 0.2}
+    write_summary(tmp_path, 20, **selection(0.25))
+    assert scores(tmp_path, "hit@1") == {20: 0.25}
+
+
+def test_a_served_reader_is_asked_for_what_each_trial_says_of_its_own():
+    served = ServedReader("tiny-reader", "http://127.0.0.1:9/v1", "abc")
+    recipe = load_recipe(RECIPE, ["evaluation.reader.max_new_tokens=4", "evaluation.reader.system=Short."])
+    reader = asked_where_served(recipe, served).evaluation.reader
+    assert isinstance(reader, RemoteReaderSettings)
+    assert (reader.base_url, reader.revision, reader.model) == ("http://127.0.0.1:9/v1", "abc", "tiny-reader")
+    assert (reader.max_new_tokens, reader.system) == (4, "Short.")
+    other = load_recipe(RECIPE, ["evaluation.reader.model=runs/reading/checkpoint-9"])
+    assert asked_where_served(other, served) == other  # another model than the one that is served
+    assert asked_where_served(recipe, None) == recipe
 
 
 def test_a_point_as_a_person_reads_it():

@@ -15,8 +15,11 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 from stairstep.sweeps.folder import SweepFolder
 from stairstep.sweeps.space import AshaSettings, Space
 
-STEP, SCORE, RECORDED, TRIAL = "step", "score", "recorded", "trial"
+STEP, SCORE, RECORDED, TRIAL, LAST = "step", "score", "recorded", "trial", "last"
 """The keys of what a trial reports to Tune."""
+
+
+_LONGEST = 10**9  # steps: ASHA wants a bound, and trials of one space need not be equally long
 
 
 class _Asking:
@@ -37,7 +40,7 @@ class _Asking:
         action = super().on_trial_result(tune_controller, trial, result)  # type: ignore[misc]
         # The median rule takes no further score of a trial that it has stopped; one that was judged before may have gone on.
         getattr(self, "_stopped_trials", set()).discard(trial)
-        if action == TrialScheduler.STOP and not result[RECORDED]:
+        if action == TrialScheduler.STOP and not result[RECORDED] and not result[LAST]:
             self.sweep.ask_to_stop(name, self._reason(name, result[STEP], result[SCORE]))
         return TrialScheduler.CONTINUE
 
@@ -87,7 +90,7 @@ def remember(scheduler: TrialScheduler, name: str, scores: Mapping[int, float]) 
     controller: Any = _Nobody()
     scheduler.on_trial_add(controller, trial)
     for step, score in scores.items():
-        scheduler.on_trial_result(controller, trial, {STEP: step, SCORE: score, RECORDED: True})
+        scheduler.on_trial_result(controller, trial, {STEP: step, SCORE: score, RECORDED: True, LAST: False})
     last = max(scores)
     scheduler.on_trial_complete(controller, trial, {STEP: last, SCORE: scores[last], RECORDED: True})
 
@@ -100,7 +103,7 @@ class _Nobody:
         return []
 
 
-def scheduler_of(sweep: SweepFolder, space: Space, steps: int) -> TrialScheduler:
+def scheduler_of(sweep: SweepFolder, space: Space) -> TrialScheduler:
     """The scheduler that a space names, over the trials of a sweep."""
     settings = space.scheduler
     if settings is None:
@@ -108,8 +111,14 @@ def scheduler_of(sweep: SweepFolder, space: Space, steps: int) -> TrialScheduler
     told = {"time_attr": STEP, "metric": SCORE, "mode": space.mode}
     made: _Asha | _Median
     if isinstance(settings, AshaSettings):
-        # One step more than there are: reaching the last one is no reason to be stopped.
-        made = _Asha(max_t=steps + 1, grace_period=settings.grace_steps, reduction_factor=settings.reduction, brackets=1, **told)
+        made = _Asha(
+            max_t=_LONGEST,
+            stop_last_trials=False,
+            grace_period=settings.grace_steps,
+            reduction_factor=settings.reduction,
+            brackets=1,
+            **told,
+        )
     else:
         made = _Median(grace_period=settings.grace_steps, min_samples_required=settings.min_trials, hard_stop=True, **told)
     made.begin(sweep, space)

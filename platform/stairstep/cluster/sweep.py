@@ -11,9 +11,9 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,23 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.evaluation.settings import LocalReaderSettings
+from stairstep.models.sources import locate
 from stairstep.records import Claim, StopFlag
-from stairstep.settings import InputError, TrainingError, build, from_plain, to_plain
+from stairstep.settings import InputError, StairstepError, TrainingError, build, from_plain, to_yaml
 from stairstep.sweeps.beginning import maker_of
 from stairstep.sweeps.folder import ALL, DONE, SweepFolder, TrialRecord
 from stairstep.sweeps.plan import TrialMaker, write_trial
 from stairstep.sweeps.scores import best_score, scores
-from stairstep.sweeps.serving import served_reader
+from stairstep.sweeps.serving import ServedReader
 from stairstep.sweeps.space import OptunaSearchSettings, Space, space_of
 from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
-from stairstep.tasks import Recipe
+from stairstep.tasks import Recipe, load_recipe
 
 from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
-from .session import Session, check_resources, ray_session, worker_resources
+from .session import Session, check_resources, check_root, ray_session, worker_resources
 from .stopping import TRIAL, remember, scheduler_of
 from .trial import run_trial
 
@@ -47,17 +47,23 @@ _DRIVER = {"memory": 1.0}  # Tune must reserve something for a trial's own proce
 _DEATHS = 3  # of a trial's process, before the trial counts as failed
 
 
-def room_for(recipe: Recipe, session: Session, wanted: int | None) -> int:
-    """How many trials may run at once: `wanted`, or as many as the cluster has workers' resources for now."""
-    cluster = recipe.cluster if recipe.cluster.workers else replace(recipe.cluster, workers=1)
-    each = worker_resources(cluster)
-    if session.private:
-        check_resources(cluster, each)
-    there = dict(ray.cluster_resources())
-    if mode_of(replace(recipe, cluster=cluster), session) == "beside":
-        for name, amount in evaluator_resources(cluster).items():
-            there[name] = there.get(name, 0.0) - amount * cluster.evaluators
-    room = min(math.floor(there.get(name, 0.0) / (amount * cluster.workers) + 1e-9) for name, amount in each.items())
+def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None, beside: bool = False) -> int:
+    """How many trials may run at once: `wanted`, or as many of the largest as the cluster has workers' resources for now,
+    less what evaluators take beside them."""
+    if wanted is not None and wanted < 1:
+        raise InputError(f"--concurrency: expected at least 1, found {wanted}")
+    there, room = dict(ray.cluster_resources()), math.inf
+    for one in {to_yaml(recipe.cluster): recipe.cluster for recipe in recipes}.values():
+        cluster = replace(one, workers=max(1, one.workers))
+        each = worker_resources(cluster)
+        if session.private:
+            check_resources(cluster, each)
+        if beside:
+            for name, amount in evaluator_resources(cluster).items():
+                there[name] = there.get(name, 0.0) - amount * cluster.evaluators
+            beside = False  # trials share the evaluators
+        room = min(room, *(there.get(name, 0.0) // (amount * cluster.workers) for name, amount in each.items() if amount))
+    room = int(room)
     if wanted is not None and session.private and wanted > room:
         raise InputError(f"--concurrency: {wanted} trials were asked for, but this machine has room for {room} at once")
     return max(1, room) if wanted is None else wanted
@@ -75,38 +81,43 @@ def run_sweep(
     `serve` runs a reader by its model's name, on the Ray that is there then, and gives its address."""
     plan = sweep.plan
     space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
+    check_root(recipe.run.root, recipe.cluster.address)
+    if limits.cost is not None and not recipe.evaluation.prices:
+        raise InputError("--max-cost: the recipe names no evaluation.prices, so no call has a cost that could be counted")
     with ExitStack() as stack:
+        stack.enter_context(_claimed(sweep))
         session = stack.enter_context(ray_session(recipe.cluster.address))
-        at_once = room_for(recipe, session, concurrency)
+        recipes = [load_recipe(sweep.recipe_path(one.name)) for one in sweep.trials() if one.state not in DONE]
+        mode = mode_of(replace(recipe, cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers))), session)
+        at_once = room_for(recipes or [recipe], session, concurrency, mode == "beside")
         reader, served = recipe.evaluation.reader, None
-        if isinstance(reader, LocalReaderSettings):
-            served = served_reader(reader, stack.enter_context(serve(reader.model)))
-        shared = evaluators(recipe.cluster) if mode_of(recipe, session) == "beside" else []  # trials find them by their names
-        beside = f", {len(shared)} evaluators beside them" if shared else ""
-        told(f"{plan.name}: {at_once} trials at once{beside}; {sweep.path}")
-        return sweep_on_ray(sweep, space, recipe, maker_of(sweep, space), at_once=at_once, limits=limits, served=served, told=told)
+        if isinstance(reader, LocalReaderSettings) and session.private:  # on other machines nobody would reach it at this one's loopback
+            served = ServedReader(reader.model, stack.enter_context(serve(reader.model)), _weights(reader))
+        shared = evaluators(recipe.cluster) if mode == "beside" else []  # trials find them by their names
+        alongside = f", {len(shared)} evaluators beside them" if shared else ""
+        told(f"{plan.name}: {at_once} trials at once{alongside}; {sweep.path}")
+        shared_by_all = {"reader": served and asdict(served), "mode": mode}
+        return sweep_on_ray(sweep, space, maker_of(sweep, space), at_once, limits, shared_by_all, told)
 
 
 def sweep_on_ray(
     sweep: SweepFolder,
     space: Space,
-    recipe: Recipe,
     maker: TrialMaker,
-    *,
     at_once: int,
     limits: Limits,
-    served: RemoteReaderSettings | None,
+    shared: Mapping[str, Any],
     told: Callable[[str], None],
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing."""
-    with Claim(sweep.path), StopFlag() as flag, _quiet_tune():
+    with StopFlag() as flag, _quiet_tune():
         sweep.let_go_on()
         storage = sweep.path / ".ray"
         shutil.rmtree(storage, ignore_errors=True)
         _again(sweep)
         if not _left(sweep, space):
             return ""
-        tuner = _tuner(sweep, space, recipe, maker, at_once, served, storage)
+        tuner = _tuner(sweep, space, maker, at_once, shared, storage)
         ended: dict[str, Any] = {}
 
         def fit() -> None:
@@ -134,11 +145,9 @@ def sweep_on_ray(
         return sweep.asked_to_stop(ALL) if _left(sweep, space) else ""
 
 
-def _tuner(
-    sweep: SweepFolder, space: Space, recipe: Recipe, maker: TrialMaker, at_once: int, served: RemoteReaderSettings | None, storage: Path
-) -> tune.Tuner:
-    fixed = {"sweep": str(sweep.path.resolve()), "reader": served and to_plain(served)}
-    scheduler = scheduler_of(sweep, space, recipe.optim.steps)
+def _tuner(sweep: SweepFolder, space: Space, maker: TrialMaker, at_once: int, shared: Mapping[str, Any], storage: Path) -> tune.Tuner:
+    fixed = {"sweep": str(sweep.path.resolve()), **shared}
+    scheduler = scheduler_of(sweep, space)
     done = [one for one in sweep.trials() if one.state in DONE]
     for one in done:
         remember(scheduler, one.name, scores(sweep.run_path(one.name), space.metric))
@@ -175,17 +184,23 @@ class _Next(Searcher):
         last = search.samples if isinstance(search, OptunaSearchSettings) else max(there)
         while self._number < last:
             self._number += 1
-            if self._number not in there:
-                return self._config(self._suggested(there.values()))
-            if there[self._number].state not in DONE:
-                return self._config(there[self._number])
+            record = there[self._number] if self._number in there else self._suggested(there.values())
+            if record is not None and record.state not in DONE:
+                return self._config(record)
         return Searcher.FINISHED
 
     def _config(self, record: TrialRecord) -> dict[str, Any]:
         return {**self._fixed, TRIAL: record.name}
 
-    def _suggested(self, trials: Iterable[TrialRecord]) -> TrialRecord:
-        planned = self._maker.planned(self._number, suggest(self._space, self._number, self._known(trials)), self._space.seeds[0])
+    def _suggested(self, trials: Iterable[TrialRecord]) -> TrialRecord | None:
+        """The suggested trial; None where its recipe is refused, which is a row of the table like any other failure."""
+        point, seed = suggest(self._space, self._number, self._known(trials)), self._space.seeds[0]
+        try:
+            planned = self._maker.planned(self._number, point, seed)
+        except StairstepError as error:
+            refused = self._maker.refused(self._number, point, seed)
+            self._sweep.write_trial(replace(refused, state="failed", reason=str(error)))
+            return None
         write_trial(self._sweep, planned)
         return planned.record
 
@@ -232,6 +247,26 @@ class _Screen:
         return scores(self._sweep.run_path(trial.name), self._space.metric)
 
 
+@contextmanager
+def _claimed(sweep: SweepFolder) -> Iterator[None]:
+    """The sweep is this process's alone."""
+    try:
+        claim = Claim(sweep.path)
+    except InputError as error:
+        raise InputError(
+            f"{str(error).split(' is at work')[0]} is at work on this sweep; wait for it, or stop it with Ctrl-C first"
+        ) from None
+    with claim:
+        yield
+
+
+def _weights(reader: LocalReaderSettings) -> str:
+    """Which weights a local reader has, in sixteen letters."""
+    from stairstep.models.digest import folder_identity, of_json
+
+    return of_json(folder_identity(locate(reader.model, None, "evaluation.reader.model").folder))[:16]
+
+
 def _state_line(trial: TrialRecord) -> str:
     reason = f": {trial.reason}" if trial.reason else ""
     at = f" at step {trial.stopped_at}" if trial.stopped_at is not None else ""
@@ -241,7 +276,7 @@ def _state_line(trial: TrialRecord) -> str:
 def _again(sweep: SweepFolder) -> None:
     """Trials whose process died with the sweep, or that failed, are to be tried (again)."""
     for one in sweep.trials():
-        if one.state in ("running", "failed"):
+        if one.state in ("running", "failed") and sweep.recipe_path(one.name).exists():  # a suggestion that was refused has none
             sweep.write_trial(replace(one, state="waiting", reason=""))
 
 
@@ -255,7 +290,7 @@ def _left(sweep: SweepFolder, space: Space) -> bool:
     """Whether a trial waits, or is still to be suggested."""
     trials = sweep.trials()
     missing = isinstance(space.search, OptunaSearchSettings) and len(trials) < space.search.samples
-    return missing or any(one.state == "waiting" for one in trials)
+    return missing or any(one.state not in (*DONE, "failed") for one in trials)
 
 
 @contextmanager

@@ -15,19 +15,19 @@ from typing import Any
 
 from ray import tune
 
-from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.records import logging_setup
-from stairstep.settings import StairstepError, build, from_plain
+from stairstep.settings import StairstepError
 from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
-from stairstep.sweeps.plan import in_sweep, read_trial_recipe
+from stairstep.sweeps.plan import in_sweep
 from stairstep.sweeps.scores import scores
+from stairstep.sweeps.serving import ServedReader, asked_where_served
 from stairstep.sweeps.space import Space, space_of
-from stairstep.tasks import Recipe
+from stairstep.tasks import Recipe, load_recipe
 
-from .stopping import RECORDED, SCORE, STEP, TRIAL
+from .stopping import LAST, RECORDED, SCORE, STEP, TRIAL
 from .train import train_on_ray
 
-_LOOK_S = 1.0
+_LOOK_S = 2.0
 _RECORD_S = 5.0
 _SHOWN = 600  # characters of an error that a row of the table holds; the whole stands in the run folder
 
@@ -35,13 +35,19 @@ _SHOWN = 600  # characters of an error that a row of the table holds; the whole 
 def run_trial(config: Mapping[str, Any]) -> None:
     """Train a trial, or go on with it, its earlier scores told first."""
     logging_setup()
-    sweep = SweepFolder(config["sweep"])
-    watched = _Watched(sweep, config[TRIAL], space_of(sweep.plan.space))
-    watched.look(recorded=True)
+    sweep, name = SweepFolder(config["sweep"]), config[TRIAL]
+    watched = _Watched(sweep, name, space_of(sweep.plan.space))
     if sweep.asked_to_stop(ALL):
+        watched.write(state="waiting")
         return
-    served = config["reader"] and build(RemoteReaderSettings, from_plain(config["reader"], "the served reader"))
-    watched.train(in_sweep(read_trial_recipe(sweep, config[TRIAL], served), sweep.path, config[TRIAL]))
+    served = ServedReader(**config["reader"]) if config["reader"] else None
+    try:
+        recipe = in_sweep(asked_where_served(load_recipe(sweep.recipe_path(name)), served), sweep.path, name)
+        if recipe.evaluation.mode == "auto":  # decided once for the whole sweep
+            recipe = replace(recipe, evaluation=replace(recipe.evaluation, mode=config["mode"]))
+        watched.train(recipe)
+    except Exception as error:  # noqa: BLE001 - one row of the table, not the end of the sweep
+        watched.write(state="failed", reason=_told(error))
 
 
 class _Watched:
@@ -51,31 +57,31 @@ class _Watched:
         self.sweep, self.space = sweep, space
         self.record: TrialRecord = sweep.trial(name)
         self._told: set[int] = set()
+        self._last = 0  # step of the run
         self._looked = self._written = 0.0
         self._began = time.monotonic()
         self._before = self.record.seconds
 
     def train(self, recipe: Recipe) -> None:
         """Train, and write down how it ended."""
-        self._write(state="running", reason="", stopped_at=None)
+        self._last = recipe.optim.steps
+        self.write(state="running", reason="", stopped_at=None)
+        self.look()
         status = self.sweep.run(self.record.name).status
         if status is not None and status.state == "finished":  # its process died between the run's end and the record
-            self._write(state="finished")
+            self.write(state="finished")
             return
         try:
             outcome = train_on_ray(recipe, self.attend).outcome
-        except Exception as error:  # noqa: BLE001 - one row of the table, not the end of the sweep
+        finally:
             self.look()
-            self._write(state="failed", reason=_told(error))
-            return
-        self.look()
         alone = self.sweep.asked_to_stop(self.record.name)
         if outcome.reason != "stopped":
-            self._write(state="finished")
+            self.write(state="finished")
         elif alone:
-            self._write(state="stopped", reason=alone, stopped_at=outcome.step)
+            self.write(state="stopped", reason=alone, stopped_at=outcome.step)
         else:
-            self._write(state="waiting")
+            self.write(state="waiting")
 
     def attend(self) -> str:
         """Tell Tune what is new; says why the run is to stop, if it is."""
@@ -85,28 +91,29 @@ class _Watched:
         self._looked = now
         self.look()
         if now - self._written > _RECORD_S:
-            self._write()
+            self.write()
         return self.sweep.asked_to_stop(self.record.name) or self.sweep.asked_to_stop(ALL)
 
-    def look(self, recorded: bool = False) -> None:
-        """Tell Tune every score that it has not been told; `recorded`: they are of an earlier life, and were judged then."""
+    def look(self) -> None:
+        """Tell Tune every score that it has not been told, and which of them were judged in an earlier life."""
         run = self.sweep.run_path(self.record.name)
         for step, value in scores(run, self.space.metric).items():
             if step not in self._told:
                 self._told.add(step)
-                tune.report({STEP: step, SCORE: value, RECORDED: recorded})
-        if not recorded:
-            self._obey_rules(run)
+                tune.report({STEP: step, SCORE: value, RECORDED: step <= self.record.judged, LAST: step >= self._last})
+                self.write(judged=max(step, self.record.judged))
+        self._obey_rules(run)
 
     def _obey_rules(self, run: Path) -> None:
         for rule in self.space.stop:
             for step, value in scores(run, rule.metric).items():
                 low, high = rule.below is not None and value < rule.below, rule.above is not None and value > rule.above
-                if step >= rule.from_step and (low or high):
+                if rule.from_step <= step < self._last and (low or high):
                     bound = f"below {rule.below:g}" if low else f"above {rule.above:g}"
                     self.sweep.ask_to_stop(self.record.name, f"stop rule: {rule.metric} {value:.3f} at step {step} is {bound}")
 
-    def _write(self, **changes: Any) -> None:
+    def write(self, **changes: Any) -> None:
+        """Write the record with what has changed, and the seconds until now."""
         self._written = time.monotonic()
         self.record = replace(self.record, seconds=self._before + self._written - self._began, **changes)
         self.sweep.write_trial(self.record)

@@ -36,7 +36,7 @@ def planned(asked: Asked) -> tuple[Space, Sketch]:
         if min(space.seeds) < 0:
             raise InputError("--seeds: expected whole numbers from 0")
     space = in_numbers(space, asked.recipe, asked.overrides, asked.space)
-    space_of(to_plain(space))  # the space's own checks once more, with these seeds and numbers
+    space = space_of(to_plain(space), f"{asked.space} with --seeds" if asked.seeds is not None else str(asked.space))  # checked once more
     return space, sketch(asked.recipe, asked.overrides, space, asked.space)
 
 

@@ -17,7 +17,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from stairstep.records import RunFolder, read_json, write_json
+from stairstep.records import RunFolder, read_json, write_atomically, write_json
 from stairstep.settings import DataError, InputError
 
 TrialState = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -44,7 +44,7 @@ class TrialRecord:
     stopped_at: int | None = None
     seconds: float = 0.0  # for which its workers were held, over all attempts
     workers: int = 1
-    asked: float | None = None  # when it was planned or suggested, in seconds since 1970
+    judged: int = 0  # the last step whose score the scheduler has judged
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,17 @@ class SweepFolder:
         return SweepPlan(**plain)
 
     def make(self) -> None:
-        """Make the folder, or take one whose sweep died before its plan was written; anything else there is left as it is, and refused."""
+        """Make the folder, or take one whose sweep never began a trial; anything else there is left as it is, and refused."""
         there = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
-        if self.is_one(self.path):
-            raise InputError(f"{self.path}: a sweep is here already; go on with it by --resume {self.path}, or choose another --name")
-        if self.path.exists() and not there <= {*_PARTS, "recipe.yaml"}:
+        if self.path.exists() and not there <= {*_PARTS, "recipe.yaml", "sweep.json", "report.html", ".lock", ".ray"}:
             raise InputError(f"{self.path}: something that is no sweep is here; choose another --name")
+        if (self.path / "runs").is_dir() and any((self.path / "runs").iterdir()):
+            raise InputError(f"{self.path}: a sweep is here already; go on with it by --resume {self.path}, or choose another --name")
+        (self.path / "sweep.json").unlink(missing_ok=True)
         for part in _PARTS:
             (self.path / part).mkdir(parents=True, exist_ok=True)
+            for left in (self.path / part).iterdir():
+                left.unlink()
 
     def write_plan(self, plan: SweepPlan) -> None:
         """Write the plan, last of all that a sweep begins with."""
@@ -148,9 +151,8 @@ class SweepFolder:
 
     def ask_to_stop(self, name: str, reason: str) -> None:
         """Ask one trial, or ALL, to stop with a checkpoint; the first reason stands."""
-        path = self.path / "stop" / name
-        if not path.exists():
-            path.write_text(reason, encoding="utf-8")
+        if not self.asked_to_stop(name):
+            write_atomically(self.path / "stop" / name, reason)
 
     def asked_to_stop(self, name: str) -> str:
         """Why this trial alone was asked to stop; empty where it was not."""
@@ -172,7 +174,8 @@ def _known(cls: type[SweepPlan] | type[TrialRecord], plain: Any, path: Path) -> 
     needed = {one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING}
     if not isinstance(plain, dict) or needed - set(plain):
         raise DataError(
-            f"{path}: this is no {cls.__name__} of a sweep; it was written by something else or by hand, delete the sweep's folder"
+            f"{path}: this is no {cls.__name__} of a sweep; it was written by something else or by hand. Put back what was there, "
+            "or delete this one file: run folders stay"
         )
     return {name: value for name, value in plain.items() if name in names}
 

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from stairstep.evaluation.readers import RemoteReaderSettings
-from stairstep.evaluation.settings import LocalReaderSettings
 from stairstep.records import write_atomically
 from stairstep.records.resume import ABSENT
 from stairstep.settings import InputError, RecipeError, to_plain, to_yaml
@@ -30,10 +28,9 @@ from .folder import SweepFolder, TrialRecord, Value
 from .scores import LOSS
 from .space import (
     TAKEN,
-    AshaSettings,
-    ChoiceSettings,
     GridSettings,
     LogUniformSettings,
+    Metric,
     OptionsSettings,
     OptunaSearchSettings,
     Parameter,
@@ -42,6 +39,7 @@ from .space import (
     Space,
     UniformSettings,
     keys_of,
+    listed_values,
 )
 
 Point = dict[str, Value]
@@ -70,16 +68,17 @@ def sketch(recipe_file: Path, overrides: Sequence[str], space: Space, space_file
     """Every trial of a space over a recipe, each loaded and checked; RecipeError where one of them could not run."""
     base = load_recipe(recipe_file, overrides)
     _check_keys(overrides, space, space_file)
-    check_metric(base, space, space_file)
     maker = TrialMaker(recipe_file, overrides, space)
     if isinstance(space.search, OptunaSearchSettings):
         for edge in _edges(space):
-            maker.recipe(edge, 0)
+            check_metric(maker.recipe(edge, 0), space, space_file)
         return Sketch(resolve(base), (), (), space.search.samples)
     points, skipped = _points(base, space, space_file)
     if not points:
         raise RecipeError(f"{space_file}: skip: every combination is left out; nothing would be trained")
     made = [maker.planned(number, point, seed) for number, (point, seed) in enumerate(itertools.product(points, space.seeds), start=1)]
+    for one in made:
+        check_metric(one.recipe, space, space_file)
     return Sketch(resolve(base), tuple(made), tuple(skipped), len(made))
 
 
@@ -95,6 +94,10 @@ class TrialMaker:
         name = self._name(number, point, seed)
         record = TrialRecord(number, name, point, self.own(point, seed), seed, workers=max(1, recipe.cluster.workers))
         return Planned(record, resolve(recipe))
+
+    def refused(self, number: int, point: Point, seed: int) -> TrialRecord:
+        """The record of a point whose recipe is refused."""
+        return TrialRecord(number, self._name(number, point, seed), point, self.own(point, seed), seed)
 
     def recipe(self, point: Point, seed: int) -> Recipe:
         """The recipe of a point as loaded: everything that its settings refuse is refused here."""
@@ -144,18 +147,11 @@ def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
 
 
 def write_trial(sweep: SweepFolder, planned: Planned) -> None:
-    """Keep a trial: its recipe as a file that runs alone too, and then its record."""
+    """Keep a trial: its recipe as a file that runs alone too, under a name of its own, and then its record."""
     path = sweep.recipe_path(planned.record.name)
-    write_atomically(path, f"# Trial {planned.record.name}, written by stairstep.\n{to_yaml(planned.recipe)}")
+    alone = replace(planned.recipe, run=replace(planned.recipe.run, name=f"{sweep.path.name}-{planned.record.name}"[:100]))
+    write_atomically(path, f"# Trial {planned.record.name}, written by stairstep.\n{to_yaml(alone)}")
     sweep.write_trial(planned.record)
-
-
-def read_trial_recipe(sweep: SweepFolder, name: str, served: RemoteReaderSettings | None) -> Recipe:
-    """A trial's recipe; `served`: how the reader that it would load itself, run alone, is asked where one is served for the sweep."""
-    recipe = load_recipe(sweep.recipe_path(name))
-    if served is None or not isinstance(recipe.evaluation.reader, LocalReaderSettings):
-        return recipe
-    return replace(recipe, evaluation=replace(recipe.evaluation, reader=served))
 
 
 # --- points
@@ -192,13 +188,6 @@ def skip_reason(space: Space, point: Mapping[str, Value]) -> str | None:
         if all(point[key] == value for key, value in one.when.items()):
             return one.reason
     return None
-
-
-def listed_values(parameter: Parameter) -> tuple[Value, ...]:
-    """The values of a parameter that lists them; none for a range."""
-    if isinstance(parameter, OptionsSettings):
-        return tuple(parameter.options)
-    return parameter.values if isinstance(parameter, GridSettings | ChoiceSettings) else ()
 
 
 def as_written(value: float) -> float:
@@ -310,21 +299,22 @@ def check_metric(recipe: Recipe, space: Space, file: Path) -> None:
         reason = _never_comes(recipe, metric)
         if reason:
             raise RecipeError(f"{file}: {place}: {metric} never comes: {reason}")
-    if space.scheduler is None and not space.stop:
-        return
-    who = space.scheduler.kind if space.scheduler is not None else "stop"
-    every = min(evaluation.loss_every if metric == LOSS else evaluation.every for metric in asked)
-    if evaluation.mode == "after":
-        raise RecipeError(f"{file}: {who}: with evaluation.mode=after scores come when training has ended; there is nothing left to stop")
-    if every >= optim.steps:
-        raise RecipeError(
-            f"{file}: {who}: the first score comes at step {optim.steps}, the last one; nothing could be stopped. Lower "
-            f"evaluation.every ({every})"
-        )
-    if isinstance(space.scheduler, AshaSettings) and space.scheduler.grace_steps >= optim.steps:
-        raise RecipeError(
-            f"{file}: scheduler.grace_steps: {space.scheduler.grace_steps} is not below optim.steps ({optim.steps}); nothing would stop"
-        )
+    looks: list[tuple[str, Metric, int]] = []
+    if space.scheduler is not None:
+        looks.append((space.scheduler.kind, space.metric, space.scheduler.grace_steps))
+    looks += [(f"stop[{place}]", one.metric, one.from_step) for place, one in enumerate(space.stop)]
+    for who, metric, first in looks:
+        if metric != LOSS and evaluation.mode == "after":
+            raise RecipeError(
+                f"{file}: {who}: with evaluation.mode=after scores come when training has ended; there is nothing left to stop"
+            )
+        every, key = (evaluation.loss_every, "loss_every") if metric == LOSS else (evaluation.every, "every")
+        earliest = -(-first // every) * every
+        if earliest >= optim.steps:
+            raise RecipeError(
+                f"{file}: {who}: {metric} comes every {every} steps, so from step {first} on it comes before the last step ({optim.steps}) "
+                f"not even once; nothing could be stopped. Lower evaluation.{key}, or look from an earlier step on"
+            )
 
 
 def _never_comes(recipe: Recipe, metric: str) -> str | None:

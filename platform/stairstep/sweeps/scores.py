@@ -5,8 +5,10 @@ A score belongs to its step whenever it was measured: evaluated beside training 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stairstep.evaluation.evaluated import steps_evaluated
 from stairstep.records import MetricLog, read_json, result_paths, series
@@ -37,8 +39,16 @@ def best_score(run: Path, metric: str, mode: Literal["max", "min"]) -> tuple[int
     return step, found[step]
 
 
+@lru_cache(maxsize=4096)
+def _summary(path: Path, changed: int, size: int) -> Mapping[str, Any]:
+    """A summary as it was when it was last changed: who watches a sweep asks for it every other second."""
+    return dict(read_json(path))
+
+
 def _selected(run: Path, step: int, metric: str) -> float | None:
-    summary = read_json(result_paths(run, step)[1])
+    path = result_paths(run, step)[1]
+    seen = path.stat()
+    summary = _summary(path, seen.st_mtime_ns, seen.st_size)
     if metric == "qa":
         answered = summary.get("qa", {}).get("selection")
         return None if answered is None else answered["score"]

@@ -116,6 +116,13 @@ def _check_range(low: float, high: float) -> None:
 Parameter = GridSettings | OptionsSettings | ChoiceSettings | UniformSettings | LogUniformSettings | RandintSettings
 
 
+def listed_values(parameter: Parameter) -> tuple[Value, ...]:
+    """The values that a parameter lists; none for a range, or where they are multiples of the recipe's own."""
+    if isinstance(parameter, OptionsSettings):
+        return tuple(parameter.options)
+    return parameter.values if isinstance(parameter, GridSettings | ChoiceSettings) else ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
     """One step of a staircase, over the one below it."""
@@ -234,13 +241,17 @@ class Space:
         for key, one in self.parameters.items():
             self._check_parameter(key, one)
         self._check_search()
+        self._check_once()
         for place, skip in enumerate(self.skip):
             unknown = [key for key in skip.when if key not in self.parameters]
             if unknown or not skip.when:
                 known = ", ".join(self.parameters) or "none"
-                raise SettingError(
-                    f"skip[{place}].when", f"expected parameters of this space ({known}), found {', '.join(unknown) or 'none'}"
-                )
+                found = ", ".join(unknown) or "none"
+                raise SettingError(f"skip[{place}].when", f"expected parameters of this space ({known}), found {found}")
+            for key, value in skip.when.items():
+                listed = listed_values(self.parameters[key])
+                if listed and not any(value == one and type(value) is type(one) for one in listed):
+                    raise SettingError(f"skip[{place}].when", f"{key} never has the value {value!r}; it has {', '.join(map(repr, listed))}")
 
     def _check_steps(self) -> None:
         names = [one.name for one in self.steps]
@@ -264,7 +275,24 @@ class Space:
                 where, f"{one.kind} needs a search that picks: say search: {{kind: random, samples: N}} (or optuna), or kind grid"
             )
 
+    def _check_once(self) -> None:
+        """A key is set in one place; the steps of a staircase may take turns."""
+        seen = dict.fromkeys(self.set, "set")
+        for name, one in self.parameters.items():
+            keys = {key for option in one.options.values() for key in option} if isinstance(one, OptionsSettings) else {name}
+            for key in sorted(keys):
+                if key in seen:
+                    raise SettingError(f"parameters.{name}", f"{key} is set by {seen[key]} as well; leave one of them out")
+                seen[key] = f"parameters.{name}"
+        for step in self.steps:
+            twice = [key for key in step.set if key in self.set]
+            if twice:
+                raise SettingError("set", f"{twice[0]} is set by the step '{step.name}' as well; leave one of them out")
+
     def _check_search(self) -> None:
+        for metric, mode in ((self.metric, self.mode), *((one.metric, one.mode) for one in self.also)):
+            if metric == "validation/loss" and mode == "max":
+                raise SettingError("mode", "less of validation/loss is better; say mode: min")
         if isinstance(self.search, OptunaSearchSettings) and len(self.seeds) > 1:
             raise SettingError(
                 "seeds", "Optuna learns from one score a suggestion: give one seed here, and train the best points with more"
@@ -293,6 +321,6 @@ def load_space(path: str | Path) -> Space:
     return build(Space, load_tree(path))
 
 
-def space_of(plain: Mapping[str, Any]) -> Space:
+def space_of(plain: Mapping[str, Any], source: str = "sweep.json: space") -> Space:
     """The space that a sweep's plan keeps."""
-    return build(Space, from_plain(plain, "sweep.json: space"))
+    return build(Space, from_plain(plain, source))

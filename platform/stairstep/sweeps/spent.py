@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stairstep.evaluation.evaluated import steps_evaluated
-from stairstep.records import read_json, result_paths
+from stairstep.records import read_json
+from stairstep.settings import InputError
 
 from .folder import SweepFolder
 
@@ -16,6 +16,11 @@ class Limits:
 
     device_hours: float | None = None
     cost: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--max-hours", self.device_hours), ("--max-cost", self.cost)):
+            if value is not None and not value > 0:
+                raise InputError(f"{name}: expected a number above 0, found {value:g}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,6 @@ def spent(folder: SweepFolder) -> Spent:
 
 
 def _cost(folder: SweepFolder, name: str) -> float:
-    run = folder.run_path(name)
-    summaries = (read_json(result_paths(run, step)[1]) for step in steps_evaluated(run))
+    run = folder.run_path(name)  # further question sets have folders of their own below it
+    summaries = (read_json(path) for pattern in ("", "*/") for path in run.glob(f"{pattern}eval_step*.summary.json"))
     return sum(call.get("cost") or 0.0 for summary in summaries for call in summary.get("calls", {}).values())

@@ -15,8 +15,8 @@ import numpy as np
 from stairstep.settings import InputError
 
 from .folder import Value
-from .plan import Point, as_written, listed_values, skip_reason
-from .space import LogUniformSettings, Mode, OptunaSearchSettings, Parameter, RandintSettings, Space, UniformSettings
+from .plan import Point, as_written, skip_reason
+from .space import LogUniformSettings, Mode, OptunaSearchSettings, Parameter, RandintSettings, Space, UniformSettings, listed_values
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

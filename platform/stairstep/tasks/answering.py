@@ -29,12 +29,14 @@ from stairstep.models.digest import folder_identity, of_json
 from stairstep.models.reading import Reader, load_reader
 from stairstep.models.sources import locate
 from stairstep.models.weights import weight_files
+from stairstep.records import read_json
 from stairstep.settings import TileError
 from stairstep.tiles import RESAMPLER, TileReader, TileSettings
 
 Row = dict[str, Any]
 Said = dict[str, Any]  # what the ledger keeps of an answer or a grade, with its tokens; or a `failure` in its place
 Missing = Literal["answers", "grades"]
+_SUMMED = ("asked", "waited", "requests", "prompt_tokens", "completion_tokens", "cost")
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,20 @@ class Answering:
             found[kind] = {"model": name, **{what: count - before[kind][what] for what, count in now[kind].items()}}
             found[kind] |= _cost(found[kind], self._settings) if "requests" in found[kind] else {}
         return found
+
+
+def with_earlier_calls(facts: Mapping[str, Any], summary: Path) -> dict[str, Any]:
+    """What is told of an evaluation that its run has made before (a resumed run repeats its checkpoint's): what was asked and paid for then
+    finds its answers in the ledger now, and stands all the same."""
+    before = read_json(summary).get("calls", {}) if summary.exists() else {}
+    calls = {kind: dict(one) for kind, one in facts.get("calls", {}).items()}
+    for kind, one in calls.items():
+        earlier = before.get(kind, {})
+        one["hits"] = max(0, one["hits"] - earlier.get("asked", 0))
+        for name in _SUMMED:
+            if one.get(name) is not None or earlier.get(name) is not None:
+                one[name] = (one.get(name) or 0) + (earlier.get(name) or 0)
+    return {**facts, **({"calls": calls} if calls else {})}
 
 
 def _cost(calls: Mapping[str, Any], settings: EvaluationSettings) -> dict[str, Any]:

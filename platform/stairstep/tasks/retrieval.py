@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,10 +34,11 @@ from stairstep.objectives import (
     candidates,
     cut_batch,
 )
+from stairstep.records import result_paths
 from stairstep.tiles import TileReader
 from stairstep.training import EvaluationReport, PhasePlan, StepReport
 
-from .answering import Answering
+from .answering import Answering, with_earlier_calls
 from .batches import Batch, TileAhead, pixels_of, text_batch, tile_batch, tile_paths
 from .loading import RetrievalRows
 from .recipe import Recipe, RetrievalTaskSettings
@@ -195,7 +197,9 @@ class RetrievalTask:
     def write_results(self, folder: Path, step: int) -> list[str]:
         """Rows and summaries of the last evaluation, the primary set's at the top; returns a table a set."""
         for result in self.results:
-            write_result(folder, step, result, primary=bool(self.rows.question_sets) and result is self.results[0])
+            primary = bool(self.rows.question_sets) and result is self.results[0]
+            earlier = result_paths(folder, step, None if primary else result.name)[1]
+            write_result(folder, step, replace(result, facts=with_earlier_calls(result.facts, earlier)), primary)
         return [f"step {step}\n{result_table(result, result.name)}" for result in self.results]
 
     def save(self, folder: Path) -> None:
