@@ -62,6 +62,8 @@ lock: setup
 	$(UV) pip compile pyproject.toml --extra vllm --extra dev $(LOCK) -o requirements/vllm.txt
 	grep -oE '^[A-Za-z0-9_.-]+==[^ ;\\]+' requirements/vllm.txt > $(VENV)/constraints.txt
 	$(UV) pip compile pyproject.toml --extra dev $(LOCK) -c $(VENV)/constraints.txt -o requirements/base.txt
+	grep -v '^python-dateutil==' $(VENV)/constraints.txt > $(VENV)/constraints-aws.txt  # botocore wants an older one
+	echo boto3 | $(UV) pip compile - $(LOCK) -c $(VENV)/constraints-aws.txt -o requirements/aws.txt
 LOCK := -q --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header
 
 clean:

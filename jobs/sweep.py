@@ -77,6 +77,9 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         print("\n".join(dry_run_lines(space, made, limits)))
         return 0
+    from stairstep.cluster.session import check_root
+
+    check_root(made.base.run.root, made.base.cluster.address)
     if not options.no_preflight:
         preflight(made.trials[0].recipe if made.trials else made.base)
     sweep = begin(asked, space, made, shlex.join(["python", "-m", "jobs.sweep", *arguments]))

@@ -43,7 +43,7 @@ def application(args: Mapping[str, Any] | ReaderAppSettings) -> serve.Applicatio
     secret = _key_file(settings)
     if not isinstance(settings.engine, TransformersSettings):
         return build_vllm(settings, plain, secret)
-    actor = {"num_cpus": settings.engine.cpus, **secret}
+    actor = {"num_cpus": settings.engine.cpus, "resources": settings.replicas.resources, **secret}
     return serve.deployment(ReaderReplica, name="Reader", ray_actor_options=actor, **deployment_options(settings)).bind(plain)
 
 

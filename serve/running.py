@@ -23,7 +23,7 @@ from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
 from stairstep.settings import InputError, UnreachableError
 
 from .front import read_key
-from .settings import ReaderAppSettings, TransformersSettings, check_host
+from .settings import ReaderAppSettings, ReplicaSettings, TransformersSettings, check_host
 
 APP = "reader"
 SHUTDOWN_S = 30.0
@@ -56,9 +56,9 @@ def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str 
             _leave(began, deployed)
 
 
-def serving_beside(model: str) -> AbstractContextManager[str]:
-    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs."""
-    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0)))
+def serving_beside(model: str, resources: dict[str, float]) -> AbstractContextManager[str]:
+    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs unless `resources` place it."""
+    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0), replicas=ReplicaSettings(resources=resources)))
 
 
 def _quiet() -> LoggingConfig:

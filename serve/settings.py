@@ -77,6 +77,9 @@ class ReplicaSettings:
     min: int = setting(1, minimum=0, doc="Fewest replicas; 0 = none while nobody asks.")
     max: int = setting(1, minimum=1, doc="Most replicas.")
     target: float = setting(2.0, above=0, doc="Requests in flight for each replica that autoscaling aims at.")
+    resources: dict[str, float] = setting(
+        doc="Custom resources of each replica (with vllm: of each of its GPUs), to place it on a node group.", factory=dict
+    )
 
     def check(self) -> None:
         """What one field alone cannot show."""

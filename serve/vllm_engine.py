@@ -35,7 +35,7 @@ def llm_config(settings: ReaderAppSettings) -> Any:
         accelerator_type=engine.accelerator,
         engine_kwargs=engine_arguments(engine, settings.limits.max_images),
         deployment_config=deployment_options(settings),
-        **_placement(engine),
+        **_placement(engine, settings.replicas.resources),
     )
 
 
@@ -73,11 +73,12 @@ def deployment_options(settings: ReaderAppSettings) -> dict[str, Any]:
     return shared | {"autoscaling_config": scale}
 
 
-def _placement(engine: VllmSettings) -> dict[str, Any]:
+def _placement(engine: VllmSettings, resources: dict[str, float]) -> dict[str, Any]:
+    """What a replica asks Ray for, where that is not what `ray.serve.llm` asks for by itself: a GPU for each part."""
     if engine.device == "cuda":
-        return {}
+        return {"placement_group_config": {"bundle_per_worker": {"GPU": 1, **resources}}} if resources else {}
     space = {"VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_cache_gb)}
-    return {"placement_group_config": {"bundles": [{"CPU": 1}]}, "runtime_env": {"env_vars": space}}
+    return {"placement_group_config": {"bundles": [{"CPU": 1, **resources}]}, "runtime_env": {"env_vars": space}}
 
 
 def build_vllm(settings: ReaderAppSettings, args: dict[str, Any], actor_options: dict[str, Any]) -> serve.Application:

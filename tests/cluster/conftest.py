@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))  # tasks_world.py
+sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).parent)]  # tasks_world.py, own_ray.py
 
 WORKER = "ray::RayTrainWorker"
 NODE_KEY = "NODE_TEST_KEY"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from stairstep.cluster.losses import loss_of, timed_out
 from stairstep.cluster.screen import Relay, on_screen, without_ray
 from stairstep.cluster.session import check_root, on_a_cluster
 from stairstep.cluster.work import WorkerDefect, WorkerFailed, read_failure, wait_for_claim, wait_for_folder, write_failure
-from stairstep.records import Progress, RunFolder
+from stairstep.records import Progress, RunFolder, StopFlag
 from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError, UnreachableError
 from stairstep.training import NonFiniteError
 
@@ -237,6 +239,18 @@ def test_a_relative_root_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch
     check_root(None, None, "tiles.store")
     with pytest.raises(RecipeError, match=r"tiles\.store: 'tiles' is relative"):
         check_root("tiles", None, "tiles.store")
+
+
+def test_who_wanted_to_be_told_of_sigterm_is_told_after_ray_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray job stop` sends it, and Ray takes it for itself when it starts."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr(session, "_started_here", lambda: False)
+    with StopFlag() as flag, session.ray_session("there"):
+        assert not flag
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert flag and flag.reason == "SIGTERM"
 
 
 def test_an_address_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,16 @@ def space(tmp_path: Path) -> Path:
     return path
 
 
+def test_on_a_cluster_a_relative_root_is_refused_before_a_folder_is_made(
+    job: Job, no_ray: None, small: Any, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    told = job("sweep", small.recipe, space, "run.root=here", "evaluation.reader=null")
+    assert (told.code, told.out) == (2, "")
+    assert "run.root: 'here' is relative" in told.err
+    assert not list(tmp_path.rglob("sweep.json"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

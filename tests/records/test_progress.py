@@ -16,7 +16,8 @@ VALUES = {
     "data/wait_seconds": 0.01,
     "train/grad_norm": 3.0,
 }
-FIELDS = "loss 1.2346 acc 0.500 lr 7.00e-06 temp 0.07 step 0.25s wait 0.01s"
+FIELDS = "loss 1.2346 acc 0.500 lr 7.00e-06 temp 0.07"
+PACE = "4 steps/s, 4% waiting for data"
 
 
 class Terminal(io.StringIO):
@@ -37,14 +38,32 @@ def _run(stream, seconds_a_step=1.0, total=100, start=0, every_s=10.0, enabled=T
 def test_plain_lines_come_now_and_then_and_at_the_end():
     lines = _run(io.StringIO()).splitlines()
     assert len(lines) == 11
-    assert lines[0] == f"training 1/100 {FIELDS} eta 01:39"
-    assert lines[5] == f"training 51/100 {FIELDS} eta 00:49"
-    assert lines[-1] == f"training 100/100 {FIELDS}"
+    assert lines[0] == f"training 1/100 {FIELDS}, {PACE}, eta 01:39"
+    assert lines[5] == f"training 51/100 {FIELDS}, {PACE}, eta 00:49"
+    assert lines[-1] == f"training 100/100 {FIELDS}, {PACE}"
 
 
 def test_after_a_resume_time_left_counts_only_steps_of_this_session():
     lines = _run(io.StringIO(), start=50).splitlines()
-    assert lines[0] == f"training 51/100 {FIELDS} eta 00:49"
+    assert lines[0] == f"training 51/100 {FIELDS}, {PACE}, eta 00:49"
+
+
+def test_a_line_a_minute_with_phase_and_the_pace_since_the_line_before():
+    """Steps of half a second, then of two, half of which is waiting; between steps nothing is timed."""
+    stream, clock = io.StringIO(), [0.0]
+    progress = Progress(1000, stream=stream, clock=lambda: clock[0])
+    for step in range(1, 81):
+        slow = step > 60
+        clock[0] += 2.0 if slow else 1.0
+        values = {"train/loss": 1.0, "time/step_seconds": 2.0 if slow else 0.5, "time/wait_seconds": 1.0 if slow else 0.0}
+        progress.update(step, values, "text_warmup" if step <= 10 else "main")
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "training 1/1000 loss 1.0000, phase text_warmup, 2 steps/s, 0% waiting for data, eta 16:39",
+        "training 61/1000 loss 1.0000, phase main, 1.9 steps/s, 3% waiting for data, eta 15:54",
+    ]
+    progress.close()
+    assert stream.getvalue().splitlines()[2:] == ["training 80/1000 loss 1.0000, phase main, 0.5 steps/s, 50% waiting for data, eta 19:10"]
 
 
 def test_a_loop_that_ends_early_shows_its_last_step_once():

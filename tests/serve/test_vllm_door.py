@@ -127,6 +127,20 @@ def test_what_vllm_is_told_to_be():
     assert deployment_options(ReaderAppSettings())["num_replicas"] == 1
 
 
+def test_replicas_are_placed_by_custom_resources():
+    from serve.reader import application
+    from serve.vllm_engine import _placement
+
+    group = {"reader": 0.5}
+    assert _placement(VllmSettings(), {}) == {}, "what ray.serve.llm asks for by itself"
+    assert _placement(VllmSettings(), group) == {"placement_group_config": {"bundle_per_worker": {"GPU": 1, "reader": 0.5}}}
+    assert _placement(VllmSettings(device="cpu"), group)["placement_group_config"] == {"bundles": [{"CPU": 1, "reader": 0.5}]}
+    for resources in ({}, group):
+        options = application({"replicas": {"resources": resources}})._bound_deployment.ray_actor_options
+        assert options["resources"] == resources
+        assert options["num_cpus"] == 1
+
+
 def test_the_config_file_is_one_that_is_understood():
     from pathlib import Path
 

@@ -27,6 +27,7 @@ from .session import check_root, ray_session
 
 S = TypeVar("S")
 T = TypeVar("T")
+_GROUP = "ray-subcluster"  # the one label by which Ray Data tells nodes apart
 
 
 def preprocess_on_ray(recipe: Recipe, stop: Callable[[], bool] = lambda: False) -> Summary:
@@ -38,18 +39,21 @@ def preprocess_on_ray(recipe: Recipe, stop: Callable[[], bool] = lambda: False) 
         def on_ray(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
             if items and not ray.is_initialized():
                 stack.enter_context(ray_session(recipe.cluster.address))
-            return spread(work, items)
+            return spread(work, items, recipe.cluster.preprocess_group)
 
         return preprocess(recipe, on_ray, stop)
 
 
-def spread(work: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
-    """The results of `work` over items, one Ray task each, as they come."""
+def spread(work: Callable[[S], T], items: Sequence[S], group: str | None = None) -> Iterator[T]:
+    """The results of `work` over items, one Ray task each, as they come; on the nodes of a group, where one is named."""
     if not items:
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # By label and not by custom resource: what Ray Data asks of the autoscaler, and what it counts as its share, knows no custom resources.
+    context.execution_options.label_selector = {_GROUP: group} if group is not None else None
     shared = ray.put(work)
     rows = [{"item": pickle.dumps(item)} for item in items]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Call(shared), num_cpus=1)

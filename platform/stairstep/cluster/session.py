@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,13 +47,25 @@ def ray_session(address: str | None) -> Iterator[Session]:
     if not on_a_cluster(address):
         _private_token()
     try:
-        ray.init(address=ray_address(address), log_to_driver=False, logging_level=logging.ERROR)
+        with _handlers_kept():
+            ray.init(address=ray_address(address), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UnreachableError(_unreachable(address, str(error).strip().split("\n")[0])) from None
     try:
         yield Session(_started_here(), ours=True)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it starts; who wanted to be told of it before is told again. `ray job stop` sends it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _unreachable(address: str | None, why: str) -> str:

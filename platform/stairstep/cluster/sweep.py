@@ -71,14 +71,14 @@ def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None, be
 
 def run_sweep(
     sweep: SweepFolder,
-    serve: Callable[[str], AbstractContextManager[str]],
+    serve: Callable[[str, dict[str, float]], AbstractContextManager[str]],
     concurrency: int | None,
     limits: Limits,
     told: Callable[[str], None],
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing.
 
-    `serve` runs a reader by its model's name, on the Ray that is there then, and gives its address."""
+    `serve` runs a reader by its model's name with custom resources, on the Ray that is there then, and gives its address."""
     plan = sweep.plan
     space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
     check_root(recipe.run.root, recipe.cluster.address)
@@ -92,7 +92,8 @@ def run_sweep(
         at_once = room_for(recipes or [recipe], session, concurrency, mode == "beside")
         reader, served = recipe.evaluation.reader, None
         if isinstance(reader, LocalReaderSettings) and session.private:  # on other machines nobody would reach it at this one's loopback
-            served = ServedReader(reader.model, stack.enter_context(serve(reader.model)), _weights(reader))
+            url = stack.enter_context(serve(reader.model, recipe.cluster.reader_resources))
+            served = ServedReader(reader.model, url, _weights(reader))
         shared = evaluators(recipe.cluster) if mode == "beside" else []  # trials find them by their names
         alongside = f", {len(shared)} evaluators beside them" if shared else ""
         told(f"{plan.name}: {at_once} trials at once{alongside}; {sweep.path}")

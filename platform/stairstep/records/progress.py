@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from .pace import SECONDS, WAITED, Pace, pace_of
 
 _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("loss", "loss", lambda value: f"{value:.4f}"),
@@ -17,14 +20,16 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("step_seconds", "step", lambda value: f"{value:.2f}s"),
     ("wait_seconds", "wait", lambda value: f"{value:.2f}s"),
 )
-"""Last word of a metric's name, what is shown for it, and how."""
+"""Last word of a metric's name, what is shown for it, and how; a plain line has the pace since the line before in place of the last two."""
+_OF_ONE_STEP = ("step", "wait")
 
 
 class Progress:
     """The progress of a loop of known length.
 
     `update` takes a step's metrics as they are logged and shows those that it knows: loss, accuracy, lr, temperature, step_seconds,
-    wait_seconds (waiting for data), whatever stands before the last slash of their names.
+    wait_seconds (waiting for data), whatever stands before the last slash of their names. A plain line comes about once a minute: step,
+    metrics, phase, throughput, the share of it that was waiting for data, and the time left.
     """
 
     def __init__(
@@ -34,7 +39,7 @@ class Progress:
         what: str = "training",
         enabled: bool = True,
         stream: TextIO | None = None,
-        every_s: float = 10.0,
+        every_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total = total
@@ -44,22 +49,26 @@ class Progress:
         self._every_s = every_s
         self._clock = clock
         self._start, self._began = start, clock()
-        self._step, self._shown_at, self._fields = start, float("-inf"), ""
+        self._step, self._shown_at, self._fields, self._phase = start, float("-inf"), "", ""
+        self._since: list[dict[str, float]] = []  # the steps since the last line
         self._shown_step: int | None = None
         self._bar: tqdm[Any] | None = None
         if enabled and self._stream.isatty():
             self._bar = tqdm(total=total, initial=start, desc=what, file=self._stream, dynamic_ncols=True, mininterval=0.2)
 
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
-        """Show that a step is done."""
+    def update(self, step: int, values: Mapping[str, Any], phase: str = "") -> None:
+        """Show that a step is done, of a phase where the loop has some."""
         if not self._enabled:
             return
         fields = _fields(values)
-        self._fields = " ".join(f"{label} {text}" for label, text in fields)
+        self._fields = " ".join(f"{label} {text}" for label, text in fields if label not in _OF_ONE_STEP)
+        self._phase = phase
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(f"{label}={text}" for label, text in fields), refresh=False)
             self._bar.update(step - self._step)
         self._step = step
+        if self._bar is None:
+            self._since.append(_seconds(values))
         if self._bar is None and (step >= self.total or self._clock() - self._shown_at >= self._every_s):
             self._line()
 
@@ -80,9 +89,23 @@ class Progress:
     def _line(self) -> None:
         done = self._step - self._start
         left = (self._clock() - self._began) / done * (self.total - self._step) if done > 0 else 0.0
-        eta = f" eta {tqdm.format_interval(left)}" if self._step < self.total else ""
-        print(f"{self._what} {self._step}/{self.total} {self._fields}".rstrip() + eta, file=self._stream, flush=True)
-        self._shown_at, self._shown_step = self._clock(), self._step
+        eta = f"eta {tqdm.format_interval(left)}" if self._step < self.total else ""
+        what = f"{self._what} {self._step}/{self.total} {self._fields}".rstrip()
+        phase = f"phase {self._phase}" if self._phase else ""
+        print(", ".join(one for one in (what, phase, shown_pace(pace_of(self._since)), eta) if one), file=self._stream, flush=True)
+        self._shown_at, self._shown_step, self._since = self._clock(), self._step, []
+
+
+def shown_pace(pace: Pace | None) -> str:
+    """A throughput in words; empty where there is none."""
+    return "" if pace is None else f"{pace.steps_s:.3g} steps/s, {pace.wait_share:.0%} waiting for data"
+
+
+def _seconds(values: Mapping[str, Any]) -> dict[str, float]:
+    """A step's seconds by the names that they are logged by, whatever stands before the last slash of theirs."""
+    last = {name.rpartition("/")[2]: value for name, value in values.items()}
+    found = {name: last.get(name.rpartition("/")[2]) for name in (SECONDS, WAITED)}
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def _fields(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ from typing import Any
 from stairstep.settings import DataError, InputError, Node, RecipeError, parse_yaml, to_yaml
 
 FREE = (
-    *("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "data.fetch", "data.archives", "tiles.store"),
+    *("cluster", "trackers", "limits", "run.resume", "run.root", "run.name", "run.stalled_after_s"),
+    *("data.fetch", "data.archives", "tiles.store"),
     *("evaluation.mode", "evaluation.max_pending", "evaluation.reader.base_url"),
 )
 """Keys that may differ at a resume. `run.root` and `run.name` say only where the folder lies, and it has been found; data.fetch to

@@ -22,6 +22,7 @@ from .files import parse_temporary, read_json, write_atomically, write_json
 from .folders import is_complete, new_folder, remove_folder, sweep
 from .metrics import MetricLog
 from .resume import check_same_recipe, read_recipe
+from .stalls import STALLED
 from .status import State, Status, StatusFile, read_status
 
 _LOG = logging.getLogger(__name__)
@@ -160,8 +161,8 @@ class RunFolder:
                 path.unlink()
             if folder != self.path and results and not any(folder.iterdir()):
                 folder.rmdir()
-        for name in _OWN_FILES:
-            (self.path / name).unlink(missing_ok=True)
+        for path in (*(self.path / name for name in _OWN_FILES), *self.path.glob(STALLED)):
+            path.unlink(missing_ok=True)
         left = sorted(one.name for one in self.path.iterdir() if one.name not in (".lock", "recipe.yaml"))
         if left:
             _LOG.warning("%s: left alone, because no run wrote it: %s", self.path, ", ".join(left))

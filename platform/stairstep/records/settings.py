@@ -28,6 +28,12 @@ class RunSettings:
         doc="When the folder already holds a run: auto goes on from its last checkpoint if the recipes agree, never refuses, "
         "overwrite deletes that run's files and starts anew.",
     )
+    stalled_after_s: float | None = setting(
+        900.0,
+        doc="A worker that ends no step, checkpoint or evaluation for so long writes the stacks of its threads to stalled.txt in the run "
+        "folder, once, and goes on waiting; longer than an evaluation takes. null: never.",
+        above=0,
+    )
 
     def check(self) -> None:
         """The name is one plain folder name, the root a path of a mounted file system."""

@@ -45,6 +45,12 @@ class ClusterSettings:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", doc="Where each worker computes; auto: a GPU where there is one.")
     cpus_per_worker: float = setting(1.0, doc="CPUs that Ray reserves for each worker.", above=0)
     resources: dict[str, float] = setting(doc="Custom resources of each worker, to place it on a node group.", factory=dict)
+    preprocess_group: str | None = setting(
+        None, doc="Node group of jobs.preprocess: the nodes whose label ray-subcluster has this value; null: any node."
+    )
+    reader_resources: dict[str, float] = setting(
+        doc="Custom resources of the reader that jobs.demo and jobs.sweep serve, to place it on a node group.", factory=dict
+    )
     address: str | None = setting(
         None, doc="Ray cluster to use; null: the one that RAY_ADDRESS names, as inside a Ray job, else a new one on this machine."
     )

@@ -17,12 +17,14 @@ from stairstep.tiny.tinywiki import ensure_world
 
 from .recipe import Recipe
 
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it where it starts a submitted job
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with `$VARIABLES` and `{world}` in its data paths and the text of its grader's template filled in; its world is generated
     where it is absent."""
+    _check_root(recipe)
     data = recipe.data
     world = str(ensure_world(data.world, world_folder(recipe))) if data.world is not None else None
 
@@ -55,6 +57,15 @@ def resolve(recipe: Recipe) -> Recipe:
     if tiles.store is not None and "://" in tiles.store:
         raise RecipeError(f"tiles.store: '{tiles.store}' is a URL; a tile store is a folder that every node sees")
     return replace(recipe, data=data, tiles=tiles, evaluation=replace(recipe.evaluation, sets=sets, grader=grader))
+
+
+def _check_root(recipe: Recipe) -> None:
+    """In a Ray job the working folder is a copy that is thrown away, and every folder below it, whether the job uses Ray or not."""
+    if _IN_JOB in os.environ and not os.path.isabs(recipe.run.root):
+        raise RecipeError(
+            f"run.root: '{recipe.run.root}' is relative, but this is a Ray job, whose working folder is thrown away at its end; give the "
+            "absolute path of a folder that every node sees"
+        )
 
 
 def world_folder(recipe: Recipe) -> Path:

@@ -21,6 +21,7 @@ from stairstep.evaluation.question_set import open_store
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
+from stairstep.records.stalls import StallWatch, stall_path
 from stairstep.settings import InputError, RecipeError, to_plain
 from stairstep.training import Cadence, EvaluationReport, NonFiniteError, Outcome, Task, Trainer
 
@@ -72,6 +73,7 @@ class RunJournal:
         self.trainer: Trainer | None = None
         self.tracker: Tracker = NoTracker()
         self.progress = Progress(recipe.optim.steps, enabled=False)
+        self.watch = StallWatch(stall_path(folder.path, collective.rank), recipe.run.stalled_after_s, self.first)
         self._stop, self._reported = stop, reported
         self._looks: dict[str, float] = {}
         self._notes: list[str] = []
@@ -79,6 +81,7 @@ class RunJournal:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append an event; what is measured and not trained may come twice after a resume, and is kept once."""
+        self.watch.beat()
         trained = "train/loss" in values
         if not trained:
             self._looks |= dict(values)
@@ -88,7 +91,8 @@ class RunJournal:
             self.folder.metrics.append(step, values)
             self.tracker.log(step, values)
             self.folder.heartbeat(step, "running")
-            self.progress.update(step, {**values, "lr": values.get("rate/llm", 0.0)})
+            phase = "" if self.trainer is None else self.trainer.phases.name(step)
+            self.progress.update(step, {**values, "lr": values.get("rate/llm", 0.0)}, phase)
         elif self.folder.metrics.append_once(step, values):
             self.tracker.log(step, values)
             if any(name.startswith("validation/") for name in values):
@@ -107,6 +111,7 @@ class RunJournal:
             self.tracker.commit(step)
             self._prune(step)
         self.collective.barrier()
+        self.watch.beat()
         self._reported(step, {"checkpoint": float(step)})
 
     def recall(self, step: int) -> bool:
@@ -137,6 +142,7 @@ class RunJournal:
         found = None
         while self.first and (found := self._beside.found(step)) is None and wait and not self.stop_requested():
             self.folder.heartbeat(self._step(), "evaluating")
+            self.watch.beat()
             time.sleep(_LOOK_S)
         selection = found.selection if found is not None else None
         told = torch.tensor([float(found is not None), selection or 0.0, float(selection is not None)], dtype=torch.float64)
@@ -148,6 +154,7 @@ class RunJournal:
 
     def evaluated(self, step: int, best_step: int | None) -> None:
         """Write rows and summaries, unless an evaluator has; checkpoints beyond the newest and the best go."""
+        self.watch.beat()
         if self.first:
             apart = self.recipe.evaluation.mode == "beside"
             for text in self._notes if apart else self.task.write_results(self.folder.path, step):
@@ -225,7 +232,8 @@ def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Traine
         if journal.first:
             journal.tracker = open_trackers(recipe.trackers, folder, to_plain(recipe))
             journal.progress = Progress(recipe.optim.steps, trainer.progress.step, enabled=console)
-        outcome = trainer.run()
+        with journal.watch:
+            outcome = trainer.run()
         if journal.first:
             journal.tracker.commit(outcome.step)
             folder.set_status("stopped" if outcome.reason == "stopped" else "finished", outcome.step, message=outcome.reason)

@@ -1,0 +1,157 @@
+"""Standings in words: a few lines for a run, a line a trial for a sweep, a line each for all that lies in a folder."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from stairstep.records import RunFolder
+from stairstep.records.pace import Pace
+from stairstep.settings import StairstepError
+
+from .folder import SweepFolder, TrialRecord, shown_point
+from .scores import scores
+from .spent import spent
+from .standing import Standing, runs_below, standing_of
+
+
+def status_lines(path: Path, now: float | None = None) -> list[str]:
+    """What there is to say of a run, a sweep, or a folder of them."""
+    now = time.time() if now is None else now
+    if SweepFolder.is_one(path):
+        return sweep_lines(SweepFolder(path), now)
+    if RunFolder(path).holds_run():
+        return run_lines(standing_of(path, now))
+    sweeps, runs = runs_below(path)
+    lines = [line for sweep in sweeps for line in sweep_lines(sweep, now)]
+    return [*lines, *_table([_row(run.name, run, now) for run in runs])]
+
+
+def run_lines(one: Standing) -> list[str]:
+    """A run: where it is, how fast, what it has scored, and what is wrong with it."""
+    status = one.status
+    lines = [f"{one.path}: {_where(one)}"]
+    if one.pace is not None:
+        rows = one.batch * one.pace.steps_s
+        lines.append(f"  {_speed(one.pace)}, {rows:.3g} rows/s, {one.pace.wait_share:.0%} waiting for data (last {one.pace.steps} steps)")
+    if one.losses:
+        lines.append(
+            "  "
+            + ", ".join(f"{'' if name == 'train' else name + ' '}loss {loss:.4f} at step {at}" for name, (at, loss) in one.losses.items())
+        )
+    lines.append(f"  evaluations: {_evaluations(one)}")
+    if one.scores:
+        lines.append(f"  step {one.evaluated[-1]}: {_scores(one)}")
+    if status.active():
+        lines.append(f"  last word {span(one.silent_s)} ago, by process {status.pid} on {status.host}")
+    return lines + [f"  {line}" for line in _trouble(one)]
+
+
+def sweep_lines(sweep: SweepFolder, now: float) -> list[str]:
+    """A sweep: how many trials are in which state, what it has spent, and a line a trial."""
+    plan, trials = sweep.plan, sweep.trials()
+    counts = Counter(one.state for one in trials)
+    said = ", ".join(f"{count} {state}" for state, count in counts.items())
+    used = spent(sweep)
+    cost = f", calls {used.cost:.2f}" if used.cost else ""
+    rows = [_trial_row(sweep, one, plan.metrics[0], now) for one in trials]
+    head = f"{sweep.path}: a sweep of {len(trials)} trials ({said}); {used.device_hours:.2f} device hours{cost}; by {plan.metrics[0]}"
+    return [head, *_table(rows)]
+
+
+def span(seconds: float) -> str:
+    """A span of time, short."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 7200 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _where(one: Standing) -> str:
+    status = one.status
+    parts = [status.state, f"step {status.step} of {status.of}"]
+    if status.active():
+        parts.append(f"phase {one.phase}")
+        parts += [f"{span(one.left_s)} left"] if one.left_s is not None else []
+    return ", ".join(parts) + (f" ({status.message})" if status.message and status.message != status.state else "")
+
+
+def _speed(pace: Pace) -> str:
+    return f"{pace.steps_s:.3g} steps/s"
+
+
+def _evaluations(one: Standing) -> str:
+    if not one.evaluated and not one.due:
+        return "none"
+    done = f"done at {_steps(one.evaluated)}" if one.evaluated else "none done"
+    if one.evaluating:
+        done += f", step {one.status.step} being evaluated"
+    waiting = [step for step in one.due if step < one.status.step]
+    late = f", waiting: {_steps(waiting)}" if waiting else ""
+    coming = [step for step in one.due if step > one.status.step or (step == one.status.step and not one.evaluating)]
+    return done + late + (f", next at step {coming[0]}" if coming else "")
+
+
+def _steps(steps: Sequence[int]) -> str:
+    shown = [str(one) for one in steps]
+    return ("step " if len(shown) == 1 else "steps ") + ", ".join(["…", *shown[-6:]] if len(shown) > 6 else shown)
+
+
+def _scores(one: Standing) -> str:
+    return ", ".join(
+        f"{'QA' if name == 'qa' else name.replace('hit@', 'R@').replace('mrr', 'MRR')} {value:.3f}" for name, value in one.scores.items()
+    )
+
+
+def _trouble(one: Standing) -> list[str]:
+    """What is wrong, and what to do."""
+    busy = "; an evaluation says nothing before its end" if one.evaluating else ""
+    said = {
+        "": [],
+        "dead": ["DEAD: its process is gone; the same command goes on from its last checkpoint"],
+        "stalled": [f"STALLED: its threads stand as {', '.join(map(str, one.stacks))} has them{busy}"],
+        "silent": [f"SILENT for {span(one.silent_s)}{busy}"],
+    }
+    return said[one.trouble]
+
+
+def _row(name: str, run: Path, now: float) -> list[str]:
+    """One run of many; one that cannot be read is a line that says so."""
+    try:
+        one = standing_of(run, now)
+    except StairstepError as error:
+        return [name, "?", str(error)]
+    active = one.status.active()
+    state = one.trouble.upper() or one.status.state
+    left = f"{span(one.left_s)} left" if active and one.left_s is not None else ""
+    pace = f"{_speed(one.pace)}, {one.pace.wait_share:.0%} waiting" if active and one.pace is not None else ""
+    scored = f"step {one.evaluated[-1]}: {_scores(one)}" if one.scores else ""
+    stacks = f"stacks: {', '.join(map(str, one.stacks))}" if one.trouble == "stalled" else ""
+    why = one.status.message if one.status.state == "failed" else ""
+    return [
+        name,
+        state,
+        f"{one.status.step}/{one.status.of}",
+        *(part for part in (one.phase if active else "", left, pace, scored, stacks, why) if part),
+    ]
+
+
+def _trial_row(sweep: SweepFolder, trial: TrialRecord, metric: str, now: float) -> list[str]:
+    run = sweep.run_path(trial.name)
+    point = shown_point(trial.point)
+    if trial.state == "running" and RunFolder(run).holds_run():
+        row = _row(trial.name, run, now)
+        return [row[0], row[1], *row[2:], f"{point}, seed {trial.seed}"]
+    found = scores(run, metric) if run.is_dir() else {}
+    last = [f"{metric} {value:.3f} at step {step}" for step, value in list(found.items())[-1:]]
+    return [trial.name, trial.state, *last, *([trial.reason] if trial.reason else []), f"{point}, seed {trial.seed}"]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows with their first two columns aligned; the rest follows in words."""
+    if not rows:
+        return []
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [f"  {row[0]:<{wide[0]}}  {row[1]:<{wide[1]}}  {', '.join(row[2:])}".rstrip() for row in rows]
