@@ -7,6 +7,7 @@ the trials of a sweep find the same ones. One that died is replaced and its step
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from .session import Session, worker_resources
 from .work import failure_of, failure_record
 
 _LOG = logging.getLogger(__name__)
+_PATIENCE_S = 30.0
+_LOOK_S = 0.2
 
 
 class RemoteEvaluator:
@@ -105,4 +108,7 @@ class EvaluatorPool:
         if self._deaths > limit:
             raise TrainingError(f"evaluators died {self._deaths} times, the last one at step {step} (cluster.max_failures: {limit})")
         _LOG.warning("an evaluator died; step %d is evaluated again (%d of at most %d)", step, self._deaths, limit)
-        self._actors = evaluators(self._recipe.cluster)
+        dead, end = self._actors[place], time.monotonic() + _PATIENCE_S
+        while self._actors[place] == dead and time.monotonic() < end:
+            time.sleep(_LOOK_S)  # for a moment the dead one still has the name
+            self._actors = evaluators(self._recipe.cluster)
