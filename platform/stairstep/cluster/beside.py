@@ -1,12 +1,13 @@
 """Evaluators as Ray actors: they evaluate checkpoints on devices of their own while training goes on.
 
 The run folder says what is wanted and what was found (tasks/beside.py); here it is only dealt out. Evaluators have names within a job, so
-the trials of a sweep find the same ones. One that died is replaced and its step evaluated again; an error of ours ends the run.
+the trials of a sweep find the same ones. One that died comes back and its step is evaluated again; an error of ours ends the run.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -23,8 +24,8 @@ from .session import Session, worker_resources
 from .work import failure_of, failure_record
 
 _LOG = logging.getLogger(__name__)
-_PATIENCE_S = 30.0
-_LOOK_S = 0.2
+_REST_S = 1.0  # before a dead evaluator is asked again
+_BACK_S = 10.0  # between two of its failures, for them to be two deaths
 
 
 class RemoteEvaluator:
@@ -71,7 +72,8 @@ def evaluators(cluster: ClusterSettings) -> list[Any]:
     options = {"num_cpus": each.pop("CPU"), "num_gpus": each.pop("GPU", 0), "resources": each}
     actor = ray.remote(RemoteEvaluator)
     names = (f"stairstep-evaluator-{index}" for index in range(cluster.evaluators))
-    return [actor.options(name=name, get_if_exists=True, **options).remote() for name in names]
+    # Ray starts a dead one again under its handle; how often that is borne is decided by each run (EvaluatorPool).
+    return [actor.options(name=name, get_if_exists=True, max_restarts=-1, **options).remote() for name in names]
 
 
 class EvaluatorPool:
@@ -83,6 +85,7 @@ class EvaluatorPool:
         self._actors = evaluators(recipe.cluster)
         self._open: dict[Any, tuple[int, int]] = {}  # by reference of the call: the step, and who has it
         self._deaths = 0
+        self._down = [-math.inf] * len(self._actors)  # when each was last found dead
 
     def look(self) -> None:
         """Deal out what is newly wanted; raises what an evaluation failed with."""
@@ -92,23 +95,25 @@ class EvaluatorPool:
             try:
                 record = ray.get(call)
             except RayActorError:
-                self._replace(place, step)
+                self._died(place, step)
                 continue
             if record is not None:
                 raise failure_of(record)
         dealt = {step for step, _ in self._open.values()}
+        up = [place for place, since in enumerate(self._down) if time.monotonic() - since > _REST_S]
         for step in self._beside.wanted():
-            if step not in dealt:
-                place = min(range(len(self._actors)), key=lambda one: sum(who == one for _, who in self._open.values()))
+            if step not in dealt and up:
+                place = min(up, key=lambda one: sum(who == one for _, who in self._open.values()))
                 self._open[self._actors[place].evaluate.remote(self._plain, step)] = (step, place)
 
-    def _replace(self, place: int, step: int) -> None:
+    def _died(self, place: int, step: int) -> None:
+        now = time.monotonic()
+        again = now - self._down[place] < _BACK_S  # it has not come back yet: the same death
+        self._down[place] = now
+        if again:
+            return
         self._deaths += 1
         limit = self._recipe.cluster.max_failures
         if self._deaths > limit:
             raise TrainingError(f"evaluators died {self._deaths} times, the last one at step {step} (cluster.max_failures: {limit})")
         _LOG.warning("an evaluator died; step %d is evaluated again (%d of at most %d)", step, self._deaths, limit)
-        dead, end = self._actors[place], time.monotonic() + _PATIENCE_S
-        while self._actors[place] == dead and time.monotonic() < end:
-            time.sleep(_LOOK_S)  # for a moment the dead one still has the name
-            self._actors = evaluators(self._recipe.cluster)
