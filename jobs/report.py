@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from jobs.common import run
-from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, content, html_page
+from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, check_place, content, html_page
 from stairstep.records import write_atomically
 from stairstep.settings import InputError
 
@@ -45,14 +45,17 @@ def main(arguments: list[str]) -> int:
     folders = Folders(options.folders)
     if options.watch:
         return watch(folders, options.thumbnails, options.port)
+    out = options.out or (None if options.text else folders.target)
+    for option, path in {"--csv": options.csv, "--out": out}.items():
+        if path:
+            check_place(option, path)
     board = folders.read()
     if options.csv:
         write_atomically(options.csv, as_csv(board))
         print(options.csv)
     if options.text:
         print(board_text(board, folders))
-    if options.out or not options.text:
-        out = options.out or folders.target
+    if out:
         write_atomically(out, html_page(content(board, folders, options.thumbnails)))
         print(out)
     return 0

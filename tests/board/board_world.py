@@ -84,7 +84,15 @@ def write_run(folder: Path, evaluations: Mapping[int, Sequence[int]], seed: int 
     """A finished run with these evaluations; `more` goes to each of them."""
     run = RunFolder.create(folder)
     run.write_recipe(
-        to_yaml({"run": {"seed": seed}, "optim": {"batch": 32}, "evaluation": {"selection_metric": "hit@1"}, "cluster": {"workers": 2}})
+        to_yaml(
+            {
+                "run": {"seed": seed},
+                "data": {"roots": [str(folder.parent)]},
+                "optim": {"batch": 32},
+                "evaluation": {"selection_metric": "hit@1"},
+                "cluster": {"workers": 2},
+            }
+        )
     )
     run.metrics.append(0, {"validation/loss": 1.5})
     for step in range(1, steps + 1):
@@ -115,6 +123,7 @@ STAIRS = (StepOfStairs("plain", "in-batch negatives"), StepOfStairs("hard", "a h
 def write_staircase(folder: Path, n: int = 80, seeds: Sequence[int] = (0, 1), **more: Any) -> SweepFolder:
     """A sweep of three steps, of which the second is clearly better than the first and the third is no better than the second."""
     sweep = SweepFolder(folder)
+    sweep.make()
     sweep.write_plan(replace(PLAN, seeds=tuple(seeds), steps=STAIRS))
     base, number = ranks(n, 0.2, 99), 0
     for place, (step, found) in enumerate({"plain": 0.4, "hard": 0.8, "same": 0.8}.items()):
@@ -129,6 +138,7 @@ def write_staircase(folder: Path, n: int = 80, seeds: Sequence[int] = (0, 1), **
 def write_grid(folder: Path, n: int = 60) -> SweepFolder:
     """A grid of two rates and two ranks with a trial of every state, and a combination that was skipped."""
     sweep = SweepFolder(folder)
+    sweep.make()
     skipped = ({"point": {"optim.rates.llm": 0.01, "model.adapter.rank": 64}, "reason": "too large for the rate"},)
     sweep.write_plan(replace(PLAN, seeds=(0,), skipped=skipped))
     points = [(0.001, 8, 0.5), (0.001, 16, 0.7), (0.01, 8, 0.3)]

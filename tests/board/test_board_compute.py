@@ -9,12 +9,14 @@ import pytest
 from board_world import ranks, write_evaluation, write_grid, write_run, write_staircase
 
 from stairstep.board import Folders
-from stairstep.board.compute import calls, cost, find, hours, picked, where_time_went
-from stairstep.board.tables import names_below_floor
+from stairstep.board.compute import calls, cost, find, hours, parameters, picked, where_time_went
+from stairstep.board.figures import parallel_figure, time_figure
+from stairstep.board.tables import names_below_floor, runs_table
 from stairstep.board.words import headline, warnings
 from stairstep.evaluation.comparison import compare_family
 from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.evaluation.statistics import wilson
+from stairstep.sweeps.scores import best_score
 
 
 def test_the_staircase_is_the_comparisons_of_its_runs(tmp_path):
@@ -99,11 +101,12 @@ def test_a_grid_is_reported_where_nothing_was_picked(tmp_path):
     folders = Folders([sweep.path])
     board = folders.read()
     assert list(find(board, folders).compared) == []
-    best = picked(board.runs[1], "hit@1")
+    best = picked(board, board.runs[1])
     assert best is not None
     rows = read_evaluated(sweep.run_path("001-trial"), best.step).rows
     reported = [row["hit@1"] for row in rows if row["split"] == "report"]
-    assert best.reported == wilson(sum(reported), len(reported))
+    assert best.score("hit@1", "report") == wilson(sum(reported), len(reported))
+    assert (best.step, best.value) == best_score(sweep.run_path("001-trial"), "hit@1", "max"), "as the sweep itself ranks"
     said, below = headline(board, find(board, folders))
     assert "picked of 3 trials" in said
     assert f"rank 16, seed 0, step {best.step}: picked on the selection split" in below
@@ -163,3 +166,98 @@ def test_answers_make_a_staircase_of_their_own(tmp_path):
     said, below = headline(folders.read(), findings)
     assert said.startswith("QA\u00a0.253\u00a0→\u00a0.253 over 3 steps, 1 seed")
     assert below.startswith("No difference shown")
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_sweep_after_the_loss_is_ranked_by_the_loss(tmp_path, mode):
+    sweep = write_grid(tmp_path / "grid")
+    sweep.write_plan(replace(sweep.plan, metrics=("validation/loss",), modes=(mode,)))
+    losses = {"000-trial": {10: 0.3, 20: 0.4}, "001-trial": {10: 0.6, 20: 0.5}, "002-trial": {5: 0.45, 10: float("nan")}}
+    for name, of_trial in losses.items():
+        log = sweep.run(name).metrics
+        log.path.unlink()
+        for step, value in {0: 0.1, **of_trial}.items():
+            log.append(step, {"validation/loss": value})
+    folders = Folders([sweep.path])
+    board = folders.read()
+    assert board.ranked_by == ("validation/loss", mode)
+    best = [picked(board, run) for run in board.runs]
+    for one, name in zip(best[:2], losses, strict=False):
+        assert one is not None
+        assert (one.step, one.value) == best_score(sweep.run_path(name), "validation/loss", mode), "as the sweep itself ranks"
+        assert one.evaluation is not None
+        assert one.evaluation.step == one.step
+    assert best[2] is not None
+    assert (best[2].step, best[2].value, best[2].evaluation) == (5, 0.45, None)
+    assert best[3:] == [None, None]
+    said, below = headline(board, find(board, folders))
+    assert said == f"Validation loss {'0.300 is the lowest' if mode == 'min' else '0.600 is the highest'} of 3 trials"
+    assert f"rank {8 if mode == 'min' else 16}, seed 0, step 10: R@1 ." in below
+    assert f"sweep after the validation loss ({mode})" in below
+    table = runs_table(board)
+    column = list(table.columns).index("Validation loss, picked step")
+    assert [row[column].text for row in table.rows] == [*(f"{one.value:.3f}" for one in best[:3] if one), "–", "–"]
+    assert "R@1, report" in table.columns
+
+
+def test_less_may_be_better_of_any_metric(tmp_path):
+    sweep = write_grid(tmp_path / "grid")
+    sweep.write_plan(replace(sweep.plan, modes=("min",)))
+    folders = Folders([sweep.path])
+    board = folders.read()
+    for run in board.runs[:3]:
+        best = picked(board, run)
+        assert best is not None
+        assert (best.step, best.value) == best_score(sweep.run_path(run.name), "hit@1", "min")
+    assert "sweep after R@1 (min)" in headline(board, find(board, folders))[1]
+
+
+def test_above_a_step_that_nobody_finished_nothing_is_compared(tmp_path):
+    sweep = write_staircase(tmp_path / "stairs")
+    for name in ("002-hard-seed0", "003-hard-seed1"):
+        sweep.write_trial(replace(sweep.trial(name), state="failed", reason="out of memory"))
+    folders = Folders([sweep.path])
+    findings = find(folders.read(), folders)
+    assert [(one.first, one.second) for one in findings.compared] == [("base", "plain"), ("base", "same")]
+    [found] = findings.staircases
+    assert [(stair.name, stair.compared is not None) for stair in found.stairs] == [("base", False), ("plain", True), ("same", False)]
+    assert found.whole is not None
+    assert "same: not compared with a step below, because hard has no finished seed" in findings.notes
+
+
+def test_a_steps_answers_are_over_one_set_of_questions_for_line_and_points(tmp_path):
+    sweep = write_staircase(tmp_path / "stairs", n=40)
+    sweep.write_plan(replace(sweep.plan, metrics=("qa",)))
+    for run in sorted(sweep.runs.iterdir()):
+        states = ["correct"] * 10 + ["incorrect"] * 30
+        states[0 if "seed0" in run.name else 39] = "unanswered"
+        write_evaluation(run, 20, ranks(40, 0.5, 1), states)
+    folders = Folders([sweep.path])
+    for stair in find(folders.read(), folders).staircases[0].stairs[1:]:
+        assert stair.score is not None
+        assert (stair.score.n, [value for _, value in stair.seeds]) == (38, [9 / 38, 9 / 38]), "of 39 each they are 9/39 and 10/39"
+        assert stair.score.value == pytest.approx(9 / 38)
+
+
+def test_parameters_are_named_by_as_much_as_tells_them_apart(tmp_path):
+    sweep = write_grid(tmp_path / "grid")
+    for number, name in enumerate(["000-trial", "001-trial", "002-trial"]):
+        point = {"model.adapter.rank": 8 * number, "model.vit.rank": 64 - number, "optim.seed": number, "a.batch": number}
+        sweep.write_trial(replace(sweep.trial(name), point=point))
+    for name in ("003-trial", "004-trial"):
+        (sweep.path / "trials" / f"{name}.json").unlink()
+    board = Folders([sweep.path]).read()
+    assert list(parameters(board).values()) == ["adapter.rank", "vit.rank", "optim.seed", "batch"]
+    assert set(parameters(board).values()) <= set(runs_table(board).columns)
+    drawn = parallel_figure(board)
+    assert drawn is not None
+    assert [f"<b>{name}</b>" for name in parameters(board).values()] == drawn.spec["layout"]["xaxis"]["ticktext"][:4]
+
+
+def test_runs_of_long_names_have_a_bar_each(tmp_path):
+    runs = [write_run(tmp_path / f"{'a-very-long-name-that-goes-on-and-on'}-{place}", {20: ranks(10, 0.5, 0)}) for place in range(3)]
+    drawn = time_figure(Folders([one.path for one in runs]).read())
+    assert drawn is not None
+    assert all(bar["y"] == [0, 1, 2] for bar in drawn.spec["data"])
+    assert len(drawn.spec["layout"]["yaxis"]["ticktext"]) == 3
+    assert [name[-2:] for name in drawn.spec["data"][0]["customdata"]] == ["-0", "-1", "-2"]

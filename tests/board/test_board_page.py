@@ -52,7 +52,7 @@ def test_the_pages_numbers_are_those_of_the_rows(tmp_path):
             assert seen(one) == (place, expected["state"])
             assert text == [expected[key] for key in ("id", "problem", "answer", "golden_ids")]
             assert detail[:3] == [expected["predicted"], None, expected["golden_ranks"][0]]
-            assert [tile[0] for tile in detail[3]] == expected["top3_article_ids"] if "top3_article_ids" in expected else True
+            assert [tile[0] for tile in detail[3]] == [tile["article"] for tile in expected["retrieved"][:3]]
             assert [tile[1] for tile in detail[3]] == [tile["path"] for tile in expected["retrieved"][:3]]
     score = next(trace for trace in data["figures"]["score-hit-1-hit-3"]["data"] if trace.get("name") == "R@1")
     right = [sum(one == 1 for one in ranks(60, found, step)) / 60 for step, found in {0: 0.2, 20: 0.6}.items()]

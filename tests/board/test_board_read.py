@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from board_world import ranks, write_evaluation, write_grid, write_run
 
-from stairstep.board import Board, Folders, content, html_page
-from stairstep.records import RunFolder
+from stairstep.board import Board, Folders, board_text, content, html_page
+from stairstep.records import RunFolder, read_json, write_json
 from stairstep.settings import InputError
 
 
@@ -122,3 +122,23 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     assert [run.name for run in read(*paths).runs] == ["x/a", "y/a"]
     assert Folders(paths).target == (tmp_path / "x" / "report.html").resolve()
     assert Folders(paths[:1]).target == tmp_path / "x" / "a" / "report.html"
+
+
+def test_a_trial_whose_process_died_is_lost_and_the_stamp_knows(tmp_path):
+    sweep = write_grid(tmp_path / "grid")
+    sweep.write_trial(replace(sweep.trial("000-trial"), state="running"))
+    run = RunFolder(sweep.run_path("000-trial"))
+    run.set_status("running", 5, 20)
+    folders = Folders([sweep.path])
+    assert folders.read().runs[0].state == "running"
+    alive = folders.stamp()
+    path = run.path / "status.json"
+    write_json(path, read_json(path) | {"heartbeat": 0.0})
+    board = folders.read()
+    assert board.runs[0].state == "lost"
+    assert folders.stamp() != alive
+    told = board_text(board, folders)
+    assert "its process is gone or silent" in told
+    assert next(line for line in told.splitlines() if line.lstrip().startswith("0 ")).split()[4] == "lost"
+    run.set_status("failed", 5, 20)
+    assert folders.read().runs[0].state == "running", "the trial's word, where its run is not lost"

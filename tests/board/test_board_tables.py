@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
+from dataclasses import replace
 
 import pytest
 from board_world import EVIL, ranks, write_grid, write_run, write_staircase
@@ -63,3 +65,25 @@ def test_the_text_says_what_the_page_says(tmp_path):
     told = board_text(grid.read(), grid)
     for words in ("below the median at step 10", "out of memory", "too large for the rate", "What to know"):
         assert words in told, words
+
+
+def test_a_text_that_a_spreadsheet_would_compute_is_made_one_that_it_shows(tmp_path):
+    sweep = write_grid(tmp_path / "grid")
+    sweep.write_trial(replace(sweep.trial("003-trial"), reason="=HYPERLINK(1)", point={"@a": "-b", "c": -0.5}))
+    write_run(tmp_path / "+run", {20: ranks(10, 0.5, 0)})
+    found = list(csv.DictReader(io.StringIO(as_csv(Folders([sweep.path]).read()))))
+    [failed] = [one for one in found if one["run"] == "003-trial"]
+    assert (failed["reason"], failed["point/@a"], failed["point/c"]) == ("'=HYPERLINK(1)", "'-b", "-0.5")
+    [row] = csv.DictReader(io.StringIO(as_csv(Folders([tmp_path / "+run"]).read())))
+    assert row["run"] == "'+run"
+
+
+def test_a_terminal_gets_no_commands_from_texts(tmp_path):
+    sweep = write_grid(tmp_path / "grid")
+    sweep.write_plan(replace(sweep.plan, name="sma\x1b[2Jll"))
+    sweep.write_trial(replace(sweep.trial("003-trial"), reason="out\nof \x1b]0;me\x07mory\x9b31m \u202e"))
+    folders = Folders([sweep.path])
+    text = board_text(folders.read(), folders)
+    assert "out of ]0;memory31m" in text
+    assert text.startswith("sma[2Jll\n")
+    assert {one for one in text if unicodedata.category(one) in ("Cc", "Cf")} == {"\n"}

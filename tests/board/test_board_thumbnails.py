@@ -14,6 +14,7 @@ from PIL import Image
 
 from stairstep.board import Folders, content, html_page
 from stairstep.records import read_json_lines
+from stairstep.settings import to_yaml
 
 
 @pytest.fixture
@@ -74,3 +75,26 @@ def test_pictures_are_bounded_in_bytes(run, monkeypatch):
     of, found = made(run, 100)
     assert 0 < sum(map(len, found.values())) <= 1000
     assert "cut off at" in of.main
+
+
+def test_a_folder_that_the_recipe_does_not_name_is_not_looked_into(run, tmp_path):
+    elsewhere, named = {"data": {"roots": [str(tmp_path / "data")]}}, {"path": str(tmp_path / "q" / "set.json")}
+    for recipe, shown in (
+        (elsewhere, False),
+        ({}, False),
+        ({"evaluation": {"sets": [named]}}, True),
+        ({"evaluation": {"sets": [named | {"path": "/q/set.json"}]}}, False),
+        ({"evaluation": {"sets": [named | {"tiles_dir": str(tmp_path / "other")}]}}, False),
+        ({"evaluation": {"sets": [named | {"path": "/q/set.json", "tiles_dir": str(tmp_path / "tiles")}]}}, True),
+        ({"data": {"roots": [str(tmp_path)]}}, True),
+        ({"data": {"roots": ["/"]}}, False),
+    ):
+        (run.path / "recipe.yaml").write_text(to_yaml(recipe))
+        of, found = made(run, 7)
+        assert (len(found), "is none that its recipe.yaml names for data" in of.main) == ((7, False) if shown else (0, True)), recipe
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "tiles")
+    (run.path / "recipe.yaml").write_text(to_yaml(elsewhere))
+    summary = run.path / "eval_step20.summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"tiles_dir": str(tmp_path / "data" / "link")}))
+    assert made(run, 7)[1] == {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 from board_world import ranks, write_evaluation, write_run
 
-from stairstep.board import BoardServer, Folders, Live, content
+from stairstep.board import BoardServer, Content, Folders, Live, content
 from stairstep.records import RunFolder
 from stairstep.settings import InputError
 
@@ -97,3 +99,55 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path):
     with pytest.raises(InputError, match="--port"):
         BoardServer(live, int(server.address.rstrip("/").rpartition(":")[2]))
     server.close()
+
+
+def served(run: RunFolder, made: Callable[[], Any]) -> tuple[BoardServer, threading.Thread, int]:
+    server = BoardServer(Live(Folders([run.path]), made))
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    return server, thread, int(server.address.rstrip("/").rpartition(":")[2])
+
+
+def test_a_tab_that_closes_is_no_news(run: RunFolder, capfd: pytest.CaptureFixture[str]):
+    asked, gone = threading.Event(), threading.Event()
+
+    def slowly() -> Content:
+        asked.set()
+        gone.wait(60)
+        return Content("large", "x" * 50_000_000, {})
+
+    server, thread, port = served(run, slowly)
+    other = socket.create_connection(("127.0.0.1", port))
+    other.sendall(b"GET /board.json HTTP/1.0\r\nHost: localhost:1\r\n\r\n")
+    assert asked.wait(60)
+    other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed with a reset, as a browser's tab is
+    other.close()
+    first = [one for one in threading.enumerate() if "process_request_thread" in one.name]
+    assert len(first) == 1
+    gone.set()
+    first[0].join(60)
+    assert not first[0].is_alive()
+    server.stop()
+    thread.join(10)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_defect_is_answered_and_told_where_it_is_served(run: RunFolder, capfd: pytest.CaptureFixture[str]):
+    def fails() -> Any:
+        raise KeyError("a defect of ours")
+
+    server, thread, port = served(run, fails)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (500, b"the board could not be made; the terminal that serves it says why\n")
+    connection.close()
+    server.stop()
+    thread.join(10)
+    assert "KeyError: 'a defect of ours'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_is_none_is_told(run: RunFolder, port: int):
+    with pytest.raises(InputError, match=f"--port {port}: expected a port from 1 to 65535"):
+        BoardServer(Live(Folders([run.path]), lambda: pytest.fail("nobody asked")), port)

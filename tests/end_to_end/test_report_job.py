@@ -57,6 +57,11 @@ def test_text_and_csv(job: Job, tmp_path: Path):
         (["runs/a", "--thumbnails", "-1"], "--thumbnails -1: expected 0 or more"),
         (["runs/a", "--watch", "--text"], "leave out --out"),
         (["runs/a", "--port", "80"], "--port is for --watch"),
+        (["runs/a", "--watch", "--port", "99999"], "--port 99999: expected a port from 1 to 65535"),
+        (["runs/a", "--watch", "--port", "-1"], "--port -1: expected a port from 1 to 65535"),
+        (["runs/a", "--out", "nodir/x.html"], "--out: there is no folder nodir"),
+        (["runs/a", "--out", "runs"], "--out: runs is a folder; expected a file, such as runs/report.html"),
+        (["runs/a", "--text", "--csv", "nodir/x.csv"], "--csv: there is no folder nodir"),
     ],
 )
 def test_mistakes_are_told(job: Job, runs: Path, arguments: list[str], words: str):

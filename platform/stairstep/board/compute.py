@@ -6,21 +6,21 @@ a verdict of its own. A trial that was stopped, failed or is still running stand
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from stairstep.evaluation.comparison import Compared, Comparison, check_same_questions, compare_family
-from stairstep.evaluation.evaluated import Side
-from stairstep.evaluation.peaks import Peak, peak
+from stairstep.evaluation.comparison import Compared, Comparison, check_same_questions, compare_family, own_score
+from stairstep.evaluation.evaluated import Evaluated, Side
 from stairstep.evaluation.retrieval import ARTICLE_METRICS
-from stairstep.evaluation.statistics import Interval, bootstrap, wilson
+from stairstep.evaluation.statistics import Interval
 from stairstep.settings import DataError, InputError
 from stairstep.sweeps import shown_point
+from stairstep.sweeps.scores import LOSS
 
+from .checks import is_number
 from .read import Board, Evaluation, Folders, Run
 
 BASE = "base"
@@ -64,6 +64,20 @@ class Findings:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """A run's best step by what its board ranks by, and the value there: on the selection split, or of the validation loss. `evaluation`
+    is that step's; None where the loss was measured and nothing evaluated."""
+
+    step: int
+    value: float
+    evaluation: Evaluation | None
+
+    def score(self, metric: str, part: str) -> Interval | None:
+        """A score of the picked step; None where it was not evaluated."""
+        return self.evaluation.score(metric, part) if self.evaluation is not None else None
+
+
+@dataclass(frozen=True)
 class Calls:
     """Calls of one kind over all runs and evaluations: asked of the model, and found in the ledger instead (`waited`: among these, for
     somebody who was just asking the same)."""
@@ -102,9 +116,26 @@ def find(board: Board, folders: Folders) -> Findings:
     return Findings(found, (), (*notes, *told))
 
 
-def picked(run: Run, metric: str) -> Peak | None:
-    """The run's step that is best on the selection split, over the steps after 0, with its score on the other questions."""
-    return peak({one.step: one.summary for one in run.evaluations if one.step}, metric)
+def picked(board: Board, run: Run) -> Picked | None:
+    """The run's best step after step 0, the earliest of equals, by what the board ranks by: as the sweep itself ranks its trials."""
+    metric, mode = board.ranked_by
+    evaluated = {one.step: one for one in run.evaluations}
+    if metric == LOSS:
+        values = {step: value for step, value in run.series(LOSS) if step and is_number(value)}
+    else:
+        values = {step: found.value for step, one in evaluated.items() if step and (found := one.score(metric, "selection")) is not None}
+    if not values:
+        return None
+    step = (max if mode == "max" else min)(sorted(values), key=lambda one: values[one])
+    return Picked(step, values[step], evaluated.get(step))
+
+
+def parameters(board: Board) -> dict[str, str]:
+    """The parameters of a sweep's trials, each with the end of its key that tells it from the others."""
+    keys = list(dict.fromkeys(key for run in board.runs if run.trial for key in run.trial.point))
+    ends = {key: [".".join(key.split(".")[-depth:]) for depth in range(1, key.count(".") + 2)] for key in keys}
+    taken = Counter(["seed", *(end for several in ends.values() for end in several)])  # the seed has its own place beside them
+    return {key: next((end for end in several if taken[end] == 1), key) for key, several in ends.items()}
 
 
 def calls(board: Board) -> list[Calls]:
@@ -149,7 +180,7 @@ def hours(run: Run) -> float:
     """Hours of devices: of a trial as long as its workers were held, of any other run as long as its steps and evaluations took."""
     if run.trial is not None:
         return run.trial.seconds * run.trial.workers / 3600
-    return sum(where_time_went(run).values()) * max(1, run.recipe.get("cluster", {}).get("workers") or 1) / 3600
+    return sum(where_time_went(run).values()) * max(1, run.said("cluster.workers") or 1) / 3600
 
 
 def where_time_went(run: Run) -> dict[str, float]:
@@ -181,14 +212,16 @@ def label(run: Run) -> str:
 
 
 def _climb(board: Board, folders: Folders) -> Findings:
-    """Every step of the stairs with the one below, the first with the base before any training, and the last with the first."""
+    """Every step of the stairs with the one right below it, the first with the base before any training, and the last with the first.
+    Above a step without a finished seed there is nothing to compare with: a change over two steps is not the upper one's."""
     assert board.plan is not None
     metric = board.metric if board.metric in ARTICLE_METRICS else "hit@1"
     adds = {step.name: step.adds for step in board.plan.steps}
     taken: dict[str, list[tuple[int | None, Evaluation]]] = {}
     sides: dict[str, Side] = {}
     notes: list[str] = []
-    for name in list(adds):
+    stairs = list(adds)
+    for name in stairs:
         trials = [run for run in board.runs if run.trial is not None and run.trial.point.get("step") == name]
         stands, untold = _readable([run for run in trials if run.state == "finished" and run.last is not None and run.last.step], folders)
         notes += untold
@@ -209,13 +242,24 @@ def _climb(board: Board, folders: Folders) -> Findings:
         sides[name] = Side(name, [folders.evaluated(one) for _, one in taken[name]])
     if any(len(several) == 1 and several[0][1].step for several in taken.values()):
         notes.append("1 seed on a step: what it shows holds for that run, not for its recipe")
-    pairs = list(pairwise(sides.values()))
-    if len(pairs) > 1:
-        pairs.append((pairs[0][0], pairs[-1][1]))
-    compared, told = _compared(pairs, metric)
+    if board.ranked_by[0] == LOSS:
+        notes.append(
+            f"this sweep is after the validation loss ({board.ranked_by[1]}), which has no questions to pair; steps are compared by R@1"
+        )
+    names = list(sides)
+    chain = [*(name for name in names if name not in stairs), *stairs]
+    neighbours = [pair for pair in pairwise(chain) if set(pair) <= set(names)]
+    notes += [
+        f"{upper}: not compared with a step below, because {lower} has no finished seed"
+        for lower, upper in pairwise(chain)
+        if upper in names[1:] and lower not in names
+    ]
+    whole = [(names[0], names[-1])] if len(names) > 1 and (names[0], names[-1]) not in neighbours else []
+    compared, told = _compared([(sides[first], sides[second]) for first, second in (*neighbours, *whole)], metric)
     metrics = [metric, *(["qa"] if any(one.asked for several in taken.values() for _, one in several) else [])]
     wanted = sorted(metrics, key=lambda name: name != board.metric)  # what the sweep is after stands first
-    return Findings(compared, [_staircase(name, taken, adds, sides, compared) for name in wanted], [*notes, *told])
+    found = [_staircase(name, taken, adds, sides, {(one.first, one.second): one for one in compared}, neighbours) for name in wanted]
+    return Findings(compared, found, [*notes, *told])
 
 
 def _readable(runs: Sequence[Run], folders: Folders) -> tuple[list[Run], list[str]]:
@@ -236,33 +280,31 @@ def _staircase(
     taken: dict[str, list[tuple[int | None, Evaluation]]],
     adds: dict[str, str],
     sides: dict[str, Side],
-    compared: list[Compared],
+    compared: Mapping[tuple[str, str], Compared],
+    neighbours: Sequence[tuple[str, str]],
 ) -> Staircase:
     names = list(sides)
-    below = {one.second: one for one in compared if (one.first, one.second) in pairwise(names)}
+    below = {upper: compared.get((lower, upper)) for lower, upper in neighbours}
     stairs, notes = [], []
     for name, several in taken.items():
-        scores = [(seed, score.value) for seed, one in several if (score := one.score(metric)) is not None]
-        if len(scores) < len(several):
-            notes.append(f"{name}: {len(several) - len(scores)} of {len(several)} runs have no {'QA score' if metric == 'qa' else metric}")
-        found = _of_metric(below.get(name), metric)
-        whole = len(scores) == len(several) and bool(scores)
-        stairs.append(Stair(name, adds.get(name, ""), _interval(sides[name], metric) if whole else None, scores, found))
-    total = next((_of_metric(one, metric) for one in compared if (one.first, one.second) == (names[0], names[-1])), None)
-    return Staircase(metric, stairs, total, notes)
+        scored = [place for place, (_, one) in enumerate(several) if one.score(metric) is not None]
+        if len(scored) < len(several):
+            notes.append(f"{name}: {len(several) - len(scored)} of {len(several)} runs have no {'QA score' if metric == 'qa' else metric}")
+        values = _values([sides[name].runs[place] for place in scored], metric)
+        if scored and not values[0]:
+            notes.append(f"{name}: no question has a grade from every seed, so there is no score of the step")
+        points = [(several[place][0], sum(row) / len(row)) for place, row in zip(scored, values, strict=True) if row]
+        score = own_score(values) if len(points) == len(several) and points else None
+        stairs.append(Stair(name, adds.get(name, ""), score, points, _of_metric(below.get(name), metric)))
+    return Staircase(metric, stairs, _of_metric(compared.get((names[0], names[-1])), metric) if names else None, notes)
 
 
-def _interval(side: Side, metric: str) -> Interval:
-    """A step's own score: over its seeds and questions together, Wilson's for one run of rights and wrongs."""
+def _values(runs: Sequence[Evaluated], metric: str) -> list[list[float]]:
+    """A step's values, a row a seed, over the same questions for all of them: those for which every seed has one."""
     key = _COLUMN.get(metric) or ARTICLE_METRICS[metric]
-    graded = set.intersection(*({str(row["id"]) for row in run.rows if key in row} for run in side.runs))
-    values = [
-        [float(row[key]) for row in sorted(run.rows, key=lambda row: str(row["id"])) if str(row["id"]) in graded] for run in side.runs
-    ]
-    if len(values) == 1 and set(values[0]) <= {0.0, 1.0}:
-        return wilson(int(sum(values[0])), len(values[0]))
-    found = bootstrap(np.array(values))
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+    found = [{str(row["id"]): float(row[key]) for row in run.rows if key in row} for run in runs]
+    shared = sorted(set.intersection(*map(set, found))) if found else []
+    return [[one[name] for name in shared] for one in found]
 
 
 def _of_metric(compared: Compared | None, metric: str) -> Comparison | None:

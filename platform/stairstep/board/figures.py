@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from stairstep.evaluation.comparison import comparison_label
+from stairstep.evaluation.statistics import Interval
 from stairstep.evaluation.table import metric_label, short
 
 from .axes import PALETTE, Axis, Groups, rounded
-from .compute import Staircase, group, hours, label, picked, where_time_went
+from .compute import Staircase, group, hours, label, parameters, picked, where_time_went
 from .read import Board, Run
 from .stairs import faint, text_of, treads
 
@@ -136,26 +137,34 @@ def time_figure(board: Board) -> Drawn | None:
     """Where the measured time went, a bar a run."""
     import plotly.graph_objects as go
 
-    spent = {label(run): where_time_went(run) for run in board.runs[:_MOST_NAMES]}
-    parts = list(dict.fromkeys(part for one in spent.values() for part in one))
+    runs = board.runs[:_MOST_NAMES]
+    spent = list(map(where_time_went, runs))
+    parts = list(dict.fromkeys(part for one in spent for part in one))
     if not parts:
         return None
     figure = go.Figure()
-    names = [text_of(name if len(name) < 30 else name[:29] + "…") for name in spent]
+    names = [label(run) for run in runs]
     for place, part in enumerate(parts):
         figure.add_bar(
-            y=names,
-            x=[rounded(one.get(part, 0.0)) for one in spent.values()],
+            y=list(range(len(runs))),  # places, because two long names may be cut to the same letters
+            x=[rounded(one.get(part, 0.0)) for one in spent],
             name=part,
             orientation="h",
             marker={"color": PALETTE[place % len(PALETTE)]},
-            hovertemplate="<b>%{fullData.name}</b><br>%{x:,.0f} s<extra>%{y}</extra>",
+            customdata=list(map(text_of, names)),
+            hovertemplate="<b>%{fullData.name}</b><br>%{x:,.0f} s<extra>%{customdata}</extra>",
         )
     figure.update_layout(
         barmode="stack",
         xaxis={"title": {"text": "seconds"}},
         showlegend=True,
-        yaxis={"autorange": "reversed", "showgrid": False, "showticklabels": len(spent) > 1},
+        yaxis={
+            "autorange": "reversed",
+            "showgrid": False,
+            "showticklabels": len(runs) > 1,
+            "tickvals": list(range(len(runs))),
+            "ticktext": [text_of(name if len(name) < 30 else name[:29] + "…") for name in names],
+        },
     )
     return _drawn(
         "time",
@@ -173,8 +182,8 @@ def parallel_figure(board: Board) -> Drawn | None:
     metric = board.metric
     runs = [run for run in board.runs if run.trial is not None]
     axes: dict[str, list[Any]] = {}
-    for key in dict.fromkeys(key for run in runs if run.trial for key in run.trial.point):
-        axes[key.rpartition(".")[2]] = [run.trial.point.get(key) for run in runs if run.trial]
+    for key, short_key in parameters(board).items():
+        axes[short_key] = [run.trial.point.get(key) for run in runs if run.trial]
     axes["seed"] = [str(run.seed) for run in runs]
     axes["validation loss"] = [losses[-1][1] if (losses := run.series("validation/loss")) else None for run in runs]
     for name, kind in {metric_label(metric): metric, "R@3": "hit@3", "QA": "qa"}.items():
@@ -242,10 +251,10 @@ def cost_figure(board: Board) -> Drawn | None:
     figure, named, metric = go.Figure(), Groups(board), board.metric
     groups: dict[str, list[Run]] = {}
     for run in board.runs:
-        if hours(run) and picked(run, metric) is not None:
+        if hours(run) and _reported(board, run) is not None:
             groups.setdefault(group(run), []).append(run)
     for name, runs in groups.items():
-        scores = [best.reported for run in runs if (best := picked(run, metric)) is not None]
+        scores = [found for run in runs if (found := _reported(board, run)) is not None]
         figure.add_scatter(
             x=[rounded(hours(run)) for run in runs],
             y=[one.value for one in scores],
@@ -270,6 +279,12 @@ def cost_figure(board: Board) -> Drawn | None:
     return _drawn(
         "cost", "Cost against score", f"{metric_label(metric)} of the picked step on the report questions; bars: 95 % interval.", figure
     )
+
+
+def _reported(board: Board, run: Run) -> Interval | None:
+    """The score of the picked step on the questions by which nothing was picked."""
+    best = picked(board, run)
+    return best.score(board.metric, "report") if best is not None else None
 
 
 def _drawn(id: str, title: str, note: str, figure: Any, height: int = 280, least: int = 0) -> Drawn:

@@ -61,7 +61,7 @@ def content(board: Board, folders: Folders, pictures: int = 0) -> Content:
             break
     if not pictures:
         return of
-    images, lost = thumbnails(kept, pictures)
+    images, lost = thumbnails(board, kept, pictures)
     return shown(kept, [told, lost], images)
 
 
@@ -131,7 +131,7 @@ def _figures(board: Board, findings: Findings) -> dict[str, list[Drawn]]:
 
 
 def _throughput(run: Run) -> list[tuple[int, float]]:
-    batch = run.recipe.get("optim", {}).get("batch", 0)
+    batch = run.said("optim.batch") or 0
     return _smoothed([(step, batch / seconds) for step, seconds in run.series("time/step_seconds") if seconds > 0 and batch])
 
 

@@ -170,7 +170,7 @@ def _start(text: Any, length: int) -> Any:
     return text if not isinstance(text, str) or len(text) <= length else text[: length - 1] + "…"
 
 
-def wanted_tiles(found: Questions, count: int) -> Iterator[tuple[Evaluation, Mapping[str, str]]]:
+def wanted_tiles(found: Questions, count: int) -> Iterator[tuple[Asked, Mapping[str, str]]]:
     """The evaluations whose tiles are shown, each with tile ids and their paths: the first questions' of each run's last evaluation."""
     ends = {one.run: one for one in found.asked if one.details is not None}
     for one in ends.values():
@@ -179,4 +179,4 @@ def wanted_tiles(found: Questions, count: int) -> Iterator[tuple[Evaluation, Map
             for _, path, _, tile in listed:
                 if tile and path and len(tiles) < -(-count // len(ends)):
                     tiles[tile] = path
-        yield one.evaluation, tiles
+        yield one, tiles

@@ -6,12 +6,13 @@ it would have said, and is named: one damaged run hides no other. Rows are read 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from stairstep.evaluation.evaluated import Evaluated, steps_evaluated
 from stairstep.evaluation.peaks import score_of
@@ -21,11 +22,12 @@ from stairstep.evaluation.statistics import Interval
 from stairstep.records import MetricLog, RunFolder, Status, read_json, read_json_lines, result_paths, series
 from stairstep.settings import DataError, InputError, StairstepError
 from stairstep.sweeps import SweepFolder, SweepPlan, TrialRecord
+from stairstep.sweeps.scores import LOSS
 
-Row = Mapping[str, Any]
+from .checks import Row, check_log, check_plan, check_recipe, check_rows, check_status, check_summary, check_trial
+
 # What the board's comparisons need of a row: the rest (paths, further ranks) is many times that, and stays on the disk.
 _KEPT = ("id", "problem", "answer", "golden_ids", *ARTICLE_METRICS.values(), "split", "state", "correct")
-_NEEDED = {"id", "problem", "golden_ids", "split", "retrieved", *ARTICLE_METRICS.values()}
 Made = TypeVar("Made")
 
 
@@ -80,12 +82,13 @@ class Run:
 
     @property
     def state(self) -> str:
-        """What became of it: the trial's word where it is one, else the run's own."""
+        """What became of it: the trial's word where it is one, else the run's own; "lost" where that is "running" and nobody runs it."""
+        lost = self.status is not None and self.status.lost()
         if self.trial is not None:
-            return self.trial.state
+            return "lost" if lost and self.trial.state == "running" else self.trial.state
         if self.status is None:
             return "not begun"
-        return "lost" if self.status.lost() else self.status.state
+        return "lost" if lost else self.status.state
 
     @property
     def reason(self) -> str:
@@ -97,7 +100,12 @@ class Run:
     @property
     def seed(self) -> int | None:
         """The seed that it was trained with."""
-        return self.trial.seed if self.trial is not None else self.recipe.get("run", {}).get("seed")
+        return self.trial.seed if self.trial is not None else self.said("run.seed")
+
+    def said(self, key: str) -> Any:
+        """A setting of its recipe, such as `optim.batch`; None where it is not there."""
+        section, _, name = key.partition(".")
+        return self.recipe.get(section, {}).get(name)
 
     @property
     def step(self) -> int:
@@ -116,16 +124,18 @@ class Run:
     @cached_property
     def _series(self) -> dict[str, list[tuple[int, float]]]:
         names = Counter(name for row in self.log for name in row)
-        return {name: series(self.log, name) for name in names if name not in ("step", "time")}
+        numbers = [{name: value for name, value in row.items() if isinstance(value, int | float)} for row in self.log]
+        return {name: series(numbers, name) for name in names if name not in ("step", "time")}
 
 
 @dataclass(frozen=True)
 class Board:
-    """All that a board shows; `plan` and `trials` where it is a sweep's."""
+    """All that a board shows; `plan` where it is a sweep's. What the sweep's own files say too little of stands in `problems`."""
 
     title: str
     runs: Sequence[Run]
     plan: SweepPlan | None = None
+    problems: Sequence[str] = ()
 
     @property
     def is_sweep(self) -> bool:
@@ -134,12 +144,16 @@ class Board:
 
     @property
     def metric(self) -> str:
-        """What the runs are ranked by: the space's first metric of questions, else what the recipe picks its step by, else R@1."""
-        wanted = [
-            *(self.plan.metrics if self.plan else ()),
-            *(run.recipe.get("evaluation", {}).get("selection_metric") for run in self.runs),
-        ]
-        return next((one for one in wanted if one and "/" not in one), "hit@1")
+        """The score of questions that is shown first: the space's first, else what the recipe picks its step by, else R@1."""
+        wanted = [*(self.plan.metrics if self.plan else ()), *(run.said("evaluation.selection_metric") for run in self.runs)]
+        return next((one for one in wanted if one in (*ARTICLE_METRICS, "qa")), "hit@1")
+
+    @property
+    def ranked_by(self) -> tuple[str, Literal["max", "min"]]:
+        """What steps and runs are picked by: of a sweep its own first metric, maybe the validation loss, and whether more is better."""
+        if self.plan is not None and self.plan.metrics[0] in (LOSS, self.metric):
+            return self.plan.metrics[0], self.plan.modes[0]
+        return self.metric, "max"
 
 
 class Folders:
@@ -167,10 +181,13 @@ class Folders:
 
     def read(self) -> Board:
         """The board as the folders are now."""
-        if self.sweep is not None:
-            plan = self.sweep.plan
-            runs = [self._run(self.sweep.run_path(trial.name), trial.name, trial) for trial in self.sweep.trials()]
-            return Board(plan.name, runs, plan)
+        if (sweep := self.sweep) is not None:
+            problems: list[str] = []
+            plan = _tried(partial(_plan_of, sweep), problems) or _bare_plan(sweep)
+            files = sorted((sweep.path / "trials").glob("*.json"))
+            trials = [one for path in files if (one := _tried(partial(_trial_of, sweep, path), problems)) is not None]
+            runs = [self._run(sweep.run_path(one.name), one.name, one) for one in sorted(trials, key=lambda one: one.number)]
+            return Board(plan.name, runs, plan, problems)
         names = _names(self.paths)
         return Board(
             " · ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""), list(map(self._run, self.paths, names))
@@ -179,10 +196,10 @@ class Folders:
     def rows(self, evaluation: Evaluation) -> list[Row]:
         """The rows of an evaluation, whole; not kept."""
         path = evaluation.rows_path
-        rows = read_json_lines(path)
-        if any(not isinstance(row, dict) or not set(row) >= _NEEDED for row in rows):
-            raise DataError(f"{path}: these rows are not those of a question set; evaluate that step again")
-        return rows
+        try:
+            return check_rows(read_json_lines(path), path)
+        except OSError as error:
+            raise DataError(f"{path}: this cannot be read: {error.strerror}; evaluate that step again") from None
 
     def of_rows(self, evaluation: Evaluation, what: str, made: Callable[[Sequence[Row]], Made]) -> Made:
         """What is made of an evaluation's rows, kept under a name until they change."""
@@ -204,42 +221,32 @@ class Folders:
         return str(hash((tuple((str(path), *_state(path)) for path in files), tuple(states))))
 
     def _quiet(self, path: Path) -> Any:
-        """A run's state without its heartbeat, which changes every few seconds and says nothing."""
-        try:
-            plain = read_json(path) if path.exists() else {}
-        except DataError:
-            plain = {}
-        return (plain.get("state"), plain.get("message")) if isinstance(plain, dict) else None
+        """A run's state without its heartbeat, which changes every few seconds and says nothing but that the run is not lost."""
+        status = _tried(lambda: check_status(RunFolder(path.parent).status, path), [])
+        return (status.state, status.message, status.lost()) if status is not None else None
 
     def _run(self, path: Path, name: str, trial: TrialRecord | None = None) -> Run:
-        folder, problems = RunFolder(path), []
+        folder, problems = RunFolder(path), list[str]()
 
-        def tried(read: Any, otherwise: Any) -> Any:
-            try:
-                return read()
-            except (StairstepError, OSError, TypeError, AttributeError) as error:
-                problems.append(f"{name}: {error}" if str(path) not in str(error) else str(error))
-                return otherwise
+        def tried(read: Callable[[], Made]) -> Made | None:
+            return _tried(read, problems)
 
-        status = tried(lambda: folder.status, None)
-        recipe = tried(lambda: self._once(path / "recipe.yaml", lambda _: folder.recipe()), {}) if folder.holds_run() else {}
-        log = tried(lambda: self._once(path / "metrics.jsonl", _log_of), [])
-        mine = [one for step in steps_evaluated(path) if (one := tried(lambda step=step: self._evaluation(path, step, None), None))]
+        status = tried(lambda: check_status(folder.status, path / "status.json"))
+        recipe = (
+            tried(lambda: self._once(path / "recipe.yaml", lambda file: check_recipe(folder.recipe(), file))) if folder.holds_run() else {}
+        )
+        log = tried(lambda: self._once(path / "metrics.jsonl", _log_of))
+        mine = [one for step in steps_evaluated(path) if (one := tried(partial(self._evaluation, path, step, None)))]
         places = sorted({one.parent.name for one in path.glob("*/eval_step*.summary.json")}) if path.is_dir() else []
         others = [
-            one
-            for place in places
-            for step in steps_evaluated(path, place)
-            if (one := tried(lambda step=step, place=place: self._evaluation(path, step, place), None))
+            one for place in places for step in steps_evaluated(path, place) if (one := tried(partial(self._evaluation, path, step, place)))
         ]
-        return Run(name, path, status, recipe, log, mine, others, problems, trial)
+        return Run(name, path, status, recipe or {}, log or [], mine, others, problems, trial)
 
     def _evaluation(self, path: Path, step: int, name: str | None) -> Evaluation:
         rows, summary_path = result_paths(path, step, name)
-        summary = self._once(summary_path, read_json)
-        if not isinstance(summary, dict) or not isinstance(summary.get("metrics"), dict):
-            raise DataError(f"{summary_path}: this is no summary of an evaluation; evaluate that step again, or delete the file")
-        return Evaluation(step, summary.get("name", name or "questions"), name is None, summary, rows)
+        summary = self._once(summary_path, lambda file: check_summary(read_json(file), file))
+        return Evaluation(step, summary.get("name") or name or "questions", name is None, summary, rows)
 
     def _once(self, path: Path, read: Callable[[Path], Any], what: str = "") -> Any:
         if not path.exists():
@@ -249,6 +256,14 @@ class Folders:
         if kept is None or kept[0] != state:
             kept = self._kept[path, what] = (state, read(path))
         return kept[1]
+
+
+def check_place(option: str, path: Path) -> None:
+    """Refuse a place where no file could be written, before anything is made for it."""
+    if os.path.isdir(path):
+        raise InputError(f"{option}: {path} is a folder; expected a file, such as {path / 'report.html'}")
+    if not os.path.isdir(path.parent):
+        raise InputError(f"{option}: there is no folder {path.parent}; make it, or choose another place")
 
 
 def _check_run(path: Path) -> None:
@@ -277,10 +292,42 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _log_of(path: Path) -> Sequence[Row]:
-    rows = MetricLog(path).rows()
-    if any(not isinstance(row.get("step"), int) for row in rows):
-        raise DataError(f"{path}: a line without a step; this is no log of a run's metrics")
-    return rows
+    try:
+        rows = MetricLog(path).rows()
+    except (TypeError, AttributeError, ValueError):  # a line that is no object, or names its non-finite numbers otherwise
+        raise DataError(f"{path}: a line that is no event; this is no log of a run's metrics") from None
+    return check_log(rows, path)
+
+
+def _tried(read: Callable[[], Made], problems: list[str]) -> Made | None:
+    """What is read; None where it cannot be, and then why."""
+    try:
+        return read()
+    except StairstepError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"{error.filename}: this cannot be read: {error.strerror}")
+    return None
+
+
+def _plan_of(sweep: SweepFolder) -> SweepPlan:
+    path = sweep.path / "sweep.json"
+    try:
+        return check_plan(sweep.plan, path)
+    except (TypeError, AttributeError):
+        raise DataError(f"{path}: this is not the plan of a sweep; put back what the sweep wrote there") from None
+
+
+def _bare_plan(sweep: SweepFolder) -> SweepPlan:
+    """A plan in place of one that cannot be read: it has no steps and skipped nothing."""
+    return SweepPlan(sweep.path.resolve().name, "", "", (), {}, {}, (), ("hit@1",), ("max",))
+
+
+def _trial_of(sweep: SweepFolder, path: Path) -> TrialRecord:
+    try:
+        return check_trial(sweep.trial(path.stem), path)
+    except (TypeError, AttributeError):
+        raise DataError(f"{path}: this is not the record of a trial; put back what the sweep wrote there") from None
 
 
 def _lean(row: Row, shown: int) -> Row:

@@ -19,8 +19,9 @@ from stairstep.evaluation.retrieval import ARTICLE_METRICS
 from stairstep.evaluation.statistics import Difference, Interval
 from stairstep.evaluation.table import metric_label, short
 from stairstep.sweeps import shown_point
+from stairstep.sweeps.scores import LOSS
 
-from .compute import Calls, Findings, Staircase, cost, hours, label, picked
+from .compute import Calls, Findings, Staircase, cost, hours, label, parameters, picked
 from .read import Board, Evaluation, Run
 
 DASH = "–"
@@ -140,15 +141,13 @@ def comparisons_table(findings: Findings) -> Table:
 
 def runs_table(board: Board) -> Table:
     """One row a run or trial: where it stands, its picked step with both splits' scores, QA, hours, cost, and why it ended."""
-    metric, several = board.metric, board.is_sweep
-    name = metric_label(metric)
-    parameters = list(dict.fromkeys(key for run in board.runs if run.trial for key in run.trial.point))
+    metric, several, by_loss = board.metric, board.is_sweep, board.ranked_by[0] == LOSS
+    name, keys = metric_label(metric), parameters(board)
     rows, marks = [], []
     for run in board.runs:
-        best, last = picked(run, metric), run.last
-        chosen = next((one for one in run.evaluations if best is not None and one.step == best.step), None)
+        best, last = picked(board, run), run.last
         point = run.trial.point if run.trial else {}
-        named = [_value(point.get(key)) for key in parameters] if several else [Cell(run.name)]
+        named = [_value(point.get(key)) for key in keys] if several else [Cell(run.name)]
         below = last is not None and last.below_floor
         rows.append(
             [
@@ -157,9 +156,10 @@ def runs_table(board: Board) -> Table:
                 number(run.seed),
                 Cell(run.state, run.state, f"state {run.state}"),
                 number(run.step),
-                number(chosen.step if chosen else None),
-                shown(chosen.score(metric, "selection") if chosen else None),
-                shown(chosen.score(metric, "report") if chosen else None),
+                number(best.step if best else None),
+                *([number(best.value if best else None, "{:.3f}")] if by_loss else []),
+                shown(best.score(metric, "selection") if best else None),
+                shown(best.score(metric, "report") if best else None),
                 shown(last.score(metric) if last else None),
                 _qa(last),
                 _loss(run),
@@ -171,22 +171,24 @@ def runs_table(board: Board) -> Table:
         marks.append("grey" if below or run.state == "failed" else "")
     columns = (
         *(["#"] if several else []),
-        *([key.rpartition(".")[2] for key in parameters] if several else ["Run"]),
+        *(keys.values() if several else ["Run"]),
         "Seed",
         "State",
         "Step",
         "Picked step",
+        *(["Validation loss, picked step"] if by_loss else []),
         f"{name}, selection",
         f"{name}, report",
         f"{name}, last step",
         "QA, last step",
-        "Validation loss",
+        "Validation loss, last" if by_loss else "Validation loss",
         "Device hours",
         "Cost",
         "Reason",
     )
+    best_is = f"that of the {best_word(board)} validation loss" if by_loss else f"the {best_word(board)} {name} on the selection split"
     note = (
-        f"The picked step is the best {name} on the selection split; “report” is its score on the other questions, by which nothing was "
+        f"The picked step is {best_is}; “report” is its score on the questions outside of that split, by which nothing was "
         "picked. Grey: failed, or QA coverage below the floor."
     )
     return _without_empty(Table("runs", "Trials" if several else "Runs", columns, rows, note, marks))
@@ -242,13 +244,12 @@ def skipped_table(board: Board) -> Table:
 
 def as_csv(board: Board) -> str:
     """One row a run, question set and evaluated step, with all of its numbers."""
-    parameters = list(dict.fromkeys(key for run in board.runs if run.trial for key in run.trial.point))
     rows: list[dict[str, Any]] = []
     for run in board.runs:
         point = run.trial.point if run.trial else {}
         whole = {
             "run": run.name,
-            **{f"point/{key}": point.get(key) for key in parameters},
+            **{f"point/{key}": point.get(key) for key in parameters(board)},
             "seed": run.seed,
             "state": run.state,
             "reason": run.reason,
@@ -259,8 +260,21 @@ def as_csv(board: Board) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+    writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A cell of the CSV; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def best_word(board: Board) -> str:
+    """What the value that a board ranks by is at its best."""
+    metric, mode = board.ranked_by
+    return "lowest" if mode == "min" else "highest" if metric == LOSS else "best"
 
 
 def _numbers(run: Run, one: Evaluation) -> dict[str, Any]:

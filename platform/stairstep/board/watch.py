@@ -7,9 +7,11 @@ site whose name was bent to this machine is refused by the name that it asks for
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -42,17 +44,32 @@ class Live:
             return self._version, self._content
 
 
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no news; a defect of ours shows its traceback here, and there that it is one."""
+        if isinstance(sys.exception(), ConnectionError):
+            return
+        super().handle_error(request, client_address)
+        said = b"the board could not be made; the terminal that serves it says why\n"
+        head = f"HTTP/1.0 500 Internal Server Error\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(said)}\r\n\r\n"
+        with suppress(ConnectionError):
+            request.sendall(head.encode() + said)
+
+
 class BoardServer:
     """Serves a board on 127.0.0.1 until it is closed."""
 
     def __init__(self, live: Live, port: int = 0) -> None:
         try:
-            self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(live))
+            self._http = _Http(("127.0.0.1", port), _handler(live))
+        except OverflowError:
+            raise InputError(f"--port {port}: expected a port from 1 to 65535, or 0 for any that is free") from None
         except OSError as error:
             raise InputError(
                 f"--port {port}: this port cannot be had ({error.strerror}); choose another, or 0 for any that is free"
             ) from None
-        self._http.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._http.server_port}/"
 
     def serve(self) -> None:

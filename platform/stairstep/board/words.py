@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from stairstep.evaluation.comparison import Comparison, comparison_label
 from stairstep.evaluation.table import metric_label, short
+from stairstep.sweeps.scores import LOSS
 
 from .compute import Calls, Findings, hours, label, picked
 from .read import Board
-from .tables import cut, names_below_floor
+from .tables import best_word, cut, names_below_floor
 
 _MOST_NAMED = 5
 _WHY = {"lost": "it says that it is at work, and its process is gone or silent"}
@@ -79,6 +80,7 @@ def warnings(board: Board, findings: Findings, more: Sequence[str]) -> list[str]
         if runs
     ]
     return [
+        *board.problems,
         *([] if findings.staircases else caveats),
         *findings.notes,
         *(note for one in findings.staircases for note in one.notes),
@@ -96,25 +98,25 @@ def when() -> str:
 
 
 def _best(board: Board) -> tuple[str, str]:
-    peaks = [(run, best) for run in board.runs if (best := picked(run, board.metric)) is not None]
-    name = metric_label(board.metric)
-    if not peaks:
-        return f"{_count(len(board.runs), 'trial')}, none with a score yet", ""
-    selected = {run.name: (run, best) for run, best in peaks}
-    score = {
-        key: one.score(board.metric, "selection")
-        for key, (run, best) in selected.items()
-        for one in run.evaluations
-        if one.step == best.step
-    }
-    key = max(selected, key=lambda one: found.value if (found := score.get(one)) is not None else -1.0)
-    run, best = selected[key]
-    one = best.reported
-    said = f"{name} {short(one.value)} [{short(one.low)} {short(one.high)}] is what the picked of {_count(len(peaks), 'trial')} reaches"
-    return (
-        said,
-        f"{label(run)}, step {best.step}: picked on the selection split, measured on the other {one.n:,} questions; {_seeds(1)} of it",
-    )
+    """The trial and step that are picked by what the sweep is after, with what may be said of them."""
+    metric, mode = board.ranked_by
+    found = [(run, best) for run in board.runs if (best := picked(board, run)) is not None]
+    of, name = _count(len(found), "trial"), metric_label(board.metric)
+    after = f"sweep after {'the validation loss' if metric == LOSS else metric_label(metric)} ({mode})"
+    if not found:
+        return f"{_count(len(board.runs), 'trial')}, none with a score yet", f"A {after}"
+    run, best = (max if mode == "max" else min)(found, key=lambda one: one[1].value)
+    reported = best.score(board.metric, "report")
+    there = f"{name} {short(reported.value)} [{short(reported.low)} {short(reported.high)}]" if reported is not None else ""
+    who = f"{label(run)}, step {best.step}"
+    if metric == LOSS:
+        said = f"Validation loss {best.value:.3f} is the {best_word(board)} of {of}"
+        measured = f"{there} on {reported.n:,} questions" if reported is not None else f"{name} was not measured there"
+        return said, f"{who}: {measured}; {_seeds(1)} of it; {after}, and a loss that was picked is better than it would be again"
+    if reported is None:
+        return f"{name} {short(best.value)} on the selection split is the {best_word(board)} of {of}", f"{who}; {_seeds(1)} of it; {after}"
+    below = f"{who}: picked on the selection split, measured on the other {reported.n:,} questions; {_seeds(1)} of it; {after}"
+    return f"{there} is what the picked of {of} reaches", below
 
 
 def _one_run(board: Board, findings: Findings) -> tuple[str, str]:

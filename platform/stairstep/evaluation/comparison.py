@@ -125,7 +125,7 @@ class _Both:
         """One metric over some of the questions, its p-value not corrected yet."""
         first, second = ([[float(rows[place][key]) for place in places] for rows in side] for side in self.ordered)
         difference = paired_difference(first, second)
-        return Comparison(metric, _interval(first), _interval(second), difference, difference.p_value)
+        return Comparison(metric, own_score(first), own_score(second), difference, difference.p_value)
 
 
 def _compare(first: Side, second: Side, metrics: Sequence[str]) -> Compared:
@@ -177,7 +177,7 @@ def _not_comparable(both: _Both, places: Collection[int], graded: Collection[int
     return None if graded else f"none of {len(places)} questions has a grade from every run"
 
 
-def _interval(runs: Sequence[Sequence[float]]) -> Interval:
+def own_score(runs: Sequence[Sequence[float]]) -> Interval:
     """A side's own score: Wilson's interval for one run of rights and wrongs, else the bootstrap over questions and seeds."""
     if len(runs) == 1 and set(runs[0]) <= {0.0, 1.0}:
         return wilson(int(sum(runs[0])), len(runs[0]))
