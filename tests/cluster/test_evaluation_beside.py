@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from stairstep.cluster.train import train_on_ray
-from stairstep.records import MetricLog, comparable, read_json, read_json_lines
+from stairstep.records import MetricLog, read_json, read_json_lines
 from stairstep.settings import InputError
 from stairstep.tasks.opening import Finished
 
@@ -34,7 +34,7 @@ def figures(folder: Path) -> list[Any]:
 def measured(folder: Path) -> dict[tuple[int, str], float]:
     """What the metric log says of evaluations, by step and name, wherever it stands."""
     rows = MetricLog(folder / "metrics.jsonl").rows()
-    return {(row["step"], name): value for row in rows for name, value in comparable(row).items() if name.startswith("tinywiki/")}
+    return {(row["step"], name): value for row in rows for name, value in row.items() if name.startswith("tinywiki/")}
 
 
 def evaluators() -> list[psutil.Process]:
