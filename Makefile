@@ -23,8 +23,9 @@ $(STAMP): requirements/base.txt pyproject.toml
 demo: setup
 	$(BIN)/python -m jobs.demo
 
+# By two processes: half of the time a single one would only wait for those that its tests start.
 test: setup
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 # The vllm engine on a CPU, in an environment of its own: vLLM's build for CPUs over everything else that vLLM wants.
 VLLM := $(VENV)/vllm
