@@ -25,7 +25,7 @@ demo: setup
 
 # By two processes: half of the time a single one would only wait for those that its tests start.
 test: setup
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The vllm engine on a CPU, in an environment of its own: vLLM's build for CPUs over everything else that vLLM wants.
 VLLM := $(VENV)/vllm

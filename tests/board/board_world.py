@@ -155,7 +155,7 @@ def write_grid(folder: Path, n: int = 60) -> SweepFolder:
 
 
 def _trial(number: int, name: str, point: Mapping[str, Any], seed: int) -> TrialRecord:
-    return TrialRecord(number, name, point, (f"run.seed={seed}",), seed, "finished", seconds=1800.0, workers=2, asked=1.0)
+    return TrialRecord(number, name, point, (f"run.seed={seed}",), seed, "finished", seconds=1800.0, workers=2)
 
 
 def write_tiles(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

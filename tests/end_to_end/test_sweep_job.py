@@ -227,3 +227,33 @@ def test_ctrl_c_leaves_checkpoints_and_resume_goes_on(small: Any, tmp_path: Path
     printed = second.communicate(timeout=900)[0]
     assert second.returncode == 0, printed
     assert {one.state for one in sweep.trials()} == {"finished"}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_embedded_staircase_with_two_seeds_and_its_board(tmp_path: Path):
+    """The command of the README, whole."""
+    sweeping = command(ROOT / "recipes" / "tinywiki.yaml", ROOT / "tune_spaces" / "stairstep.yaml", f"run.root={tmp_path}")
+    printed = sweeping.communicate(timeout=3500)[0]
+    assert sweeping.returncode == 0, printed
+    sweep = SweepFolder(tmp_path / "tinywiki-stairstep")
+    assert [one.state for one in sweep.trials()] == ["finished"] * 8
+    assert "over 4 steps, 2 seeds" in printed
+    assert (sweep.path / "report.html").stat().st_size < 3_000_000
+    kept = list((tmp_path / "ledger" / "answer").rglob("*.json"))
+    assert answers(sweep)["asked"] == len(kept) > 300  # each key asked once, over all trials and steps
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_the_grid_of_the_design_card_stops_bad_trials_early_and_says_why(tmp_path: Path):
+    """Two rates, two warmups, two placements of LoRA: a tenth of the rate learns little in eighty steps."""
+    sweeping = command(ROOT / "recipes" / "tinywiki.yaml", ROOT / "tune_spaces" / "lr_warmup_lora.yaml", f"run.root={tmp_path}")
+    printed = sweeping.communicate(timeout=3500)[0]
+    assert sweeping.returncode == 0, printed
+    trials = SweepFolder(tmp_path / "tinywiki-lr_warmup_lora").trials()
+    assert len(trials) == 8
+    stopped = [one for one in trials if one.state == "stopped"]
+    assert stopped and {one.state for one in trials} == {"stopped", "finished"}
+    assert all(one.reason.startswith("asha: hit@1") and one.stopped_at is not None and one.stopped_at < 80 for one in stopped)
+    assert all(one.reason in printed for one in stopped)
