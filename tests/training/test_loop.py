@@ -1,6 +1,6 @@
 """The loop's order of events, its resume to the bit, averaging, refusals and early stopping, on a toy task with a known answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -89,6 +89,12 @@ class ToyJournal:
     def evaluating(self, step: int) -> None:
         assert self.trainer is not None
         assert self.trainer.progress.step == step or self.trainer.cadence.evaluation_waits
+
+    def hand_over(self, steps: Sequence[int]) -> list[int]:
+        raise AssertionError("nobody evaluates beside")
+
+    def arrived(self, step: int, wait: bool) -> EvaluationReport | None:
+        raise AssertionError("nobody evaluates beside")
 
     def evaluated(self, step: int, best_step: int | None) -> None:
         self.best.append(best_step)
@@ -266,3 +272,89 @@ def test_the_loss_own_parameters_are_not_decayed() -> None:
     assert groups["objective"]["weight_decay"] == 0.0
     assert groups["llm"]["weight_decay"] == 0.9
     assert groups["objective"]["lr"] == 0.02
+
+
+# --- evaluation beside training
+
+
+class Beside(ToyJournal):
+    """Others evaluate: a step's result is in once `late` further steps are trained, or as soon as somebody waits for it."""
+
+    def __init__(self, scores: Mapping[int, float], late: int, **more: Any) -> None:
+        super().__init__(**more)
+        self.scores, self.late = scores, late
+        self.handed: list[int] = []
+        self.waited: list[int] = []
+
+    def hand_over(self, steps: Sequence[int]) -> list[int]:
+        assert all(step in self.saved for step in steps)
+        self.handed += steps
+        return list(steps)
+
+    def arrived(self, step: int, wait: bool) -> EvaluationReport | None:
+        assert self.trainer is not None
+        if wait:
+            if self.stop_requested():
+                return None
+            self.waited.append(step)
+        if not wait and self.trainer.progress.step < step + self.late:
+            return None
+        self.order.append(f"arrived@{step}")
+        return EvaluationReport({"toy/hit@1": self.scores[step]}, self.scores[step])
+
+
+SCORES = {0: 0.9, 2: 0.1, 4: 0.5, 6: 0.3, 8: 0.4, 10: 0.2, 12: 0.3}
+
+
+def beside(late: int, most: int = 2, **optim: Any) -> tuple[Beside, Any]:
+    journal = Beside(SCORES, late)
+    made = trainer(ToyTask(), journal, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=most), **optim)
+    return journal, made.run()
+
+
+@pytest.mark.parametrize("late", [0, 1, 3, 100])
+def test_what_others_find_is_taken_in_once_each_and_in_order(late: int):
+    journal, outcome = beside(late)
+    assert journal.handed == list(SCORES)
+    assert [name for name in journal.order if name.startswith("arrived")] == [f"arrived@{step}" for step in SCORES]
+    assert [(step, values["toy/hit@1"]) for step, values in journal.events if "toy/hit@1" in values] == list(SCORES.items())
+    assert (outcome.reason, outcome.best_step, outcome.best_score) == ("finished", 4, 0.5)
+    assert [one for one in journal.best if one is not None][:1] == [2]  # the untrained step 0 is never the best
+    assert set(SCORES) <= set(journal.saved)
+
+
+def test_training_waits_only_for_more_than_may_be_open():
+    journal, _ = beside(late=100, most=3)
+    # At step 6 a fourth is open: the first is waited for; so at 8, 10 and 12; then the rest, for the run ends with the last.
+    assert journal.waited == [0, 2, 4, 6, 8, 10, 12]
+    assert journal.order.index("arrived@0") > journal.order.index("train@6")
+    assert journal.order.index("arrived@4") > journal.order.index("train@10")
+    assert beside(late=1, most=3)[0].waited == [12]
+
+
+def test_a_stop_while_waiting_leaves_the_rest_to_the_next_life():
+    journal = Beside(SCORES, late=100, stop_at=5)
+    made = trainer(ToyTask(), journal, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=1))
+    assert made.run().reason == "stopped"
+    assert made.progress.step == 5
+    further = Beside(SCORES, late=0)
+    further.saved = journal.saved
+    again = trainer(ToyTask(), further, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=1))
+    tensors, record, weights, _ = journal.saved[5]
+    with torch.no_grad():
+        for name, parameter in again.optimizer.named.items():
+            parameter.copy_(weights[name])
+    again.load(tensors, record)
+    outcome = again.run()
+    assert (outcome.reason, outcome.best_step) == ("finished", 4)
+    assert further.handed == list(SCORES)  # what is known is found again, and judged anew
+    assert [step for step, values in further.events if "toy/hit@1" in values] == list(SCORES)
+
+
+def test_early_stopping_counts_what_is_in():
+    outcome = beside(late=0, stop_after=2)[1]
+    assert (outcome.reason, outcome.step, outcome.best_step) == ("converged", 8, 4)
+    outcome = beside(late=3, stop_after=2)[1]
+    assert outcome.reason == "converged"
+    assert outcome.step > 8
+    assert outcome.best_step == 4

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
 from stairstep.tasks import Recipe, load_recipe
 
+from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
 from .session import Session, check_resources, check_root, ray_session, worker_resources
 from .stopping import TRIAL, remember, scheduler_of
@@ -46,16 +47,21 @@ _DRIVER = {"memory": 1.0}  # Tune must reserve something for a trial's own proce
 _DEATHS = 3  # of a trial's process, before the trial counts as failed
 
 
-def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None) -> int:
-    """How many trials may run at once: `wanted`, or as many of the largest as the cluster has workers' resources for now."""
+def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None, beside: bool = False) -> int:
+    """How many trials may run at once: `wanted`, or as many of the largest as the cluster has workers' resources for now,
+    less what evaluators take beside them."""
     if wanted is not None and wanted < 1:
         raise InputError(f"--concurrency: expected at least 1, found {wanted}")
-    there, room = ray.cluster_resources(), math.inf
+    there, room = dict(ray.cluster_resources()), math.inf
     for one in {to_yaml(recipe.cluster): recipe.cluster for recipe in recipes}.values():
         cluster = replace(one, workers=max(1, one.workers))
         each = worker_resources(cluster)
         if session.private:
             check_resources(cluster, each)
+        if beside:
+            for name, amount in evaluator_resources(cluster).items():
+                there[name] = there.get(name, 0.0) - amount * cluster.evaluators
+            beside = False  # trials share the evaluators
         room = min(room, *(there.get(name, 0.0) // (amount * cluster.workers) for name, amount in each.items() if amount))
     room = int(room)
     if wanted is not None and session.private and wanted > room:
@@ -82,24 +88,26 @@ def run_sweep(
         stack.enter_context(_claimed(sweep))
         session = stack.enter_context(ray_session(recipe.cluster.address))
         recipes = [load_recipe(sweep.recipe_path(one.name)) for one in sweep.trials() if one.state not in DONE]
-        at_once = room_for(recipes or [recipe], session, concurrency)
+        mode = mode_of(replace(recipe, cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers))), session)
+        at_once = room_for(recipes or [recipe], session, concurrency, mode == "beside")
         reader, served = recipe.evaluation.reader, None
         if isinstance(reader, LocalReaderSettings) and session.private:  # on other machines nobody would reach it at this one's loopback
             url = stack.enter_context(serve(reader.model, recipe.cluster.reader_resources))
             served = ServedReader(reader.model, url, _weights(reader))
-        told(f"{plan.name}: {at_once} trials at once; {sweep.path}")
-        return sweep_on_ray(sweep, space, recipe, maker_of(sweep, space), at_once=at_once, limits=limits, served=served, told=told)
+        shared = evaluators(recipe.cluster) if mode == "beside" else []  # trials find them by their names
+        alongside = f", {len(shared)} evaluators beside them" if shared else ""
+        told(f"{plan.name}: {at_once} trials at once{alongside}; {sweep.path}")
+        shared_by_all = {"reader": served and asdict(served), "mode": mode}
+        return sweep_on_ray(sweep, space, maker_of(sweep, space), at_once, limits, shared_by_all, told)
 
 
 def sweep_on_ray(
     sweep: SweepFolder,
     space: Space,
-    recipe: Recipe,
     maker: TrialMaker,
-    *,
     at_once: int,
     limits: Limits,
-    served: ServedReader | None,
+    shared: Mapping[str, Any],
     told: Callable[[str], None],
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing."""
@@ -110,7 +118,7 @@ def sweep_on_ray(
         _again(sweep)
         if not _left(sweep, space):
             return ""
-        tuner = _tuner(sweep, space, recipe, maker, at_once, served, storage)
+        tuner = _tuner(sweep, space, maker, at_once, shared, storage)
         ended: dict[str, Any] = {}
 
         def fit() -> None:
@@ -138,10 +146,8 @@ def sweep_on_ray(
         return sweep.asked_to_stop(ALL) if _left(sweep, space) else ""
 
 
-def _tuner(
-    sweep: SweepFolder, space: Space, recipe: Recipe, maker: TrialMaker, at_once: int, served: ServedReader | None, storage: Path
-) -> tune.Tuner:
-    fixed = {"sweep": str(sweep.path.resolve()), "reader": served and asdict(served)}
+def _tuner(sweep: SweepFolder, space: Space, maker: TrialMaker, at_once: int, shared: Mapping[str, Any], storage: Path) -> tune.Tuner:
+    fixed = {"sweep": str(sweep.path.resolve()), **shared}
     scheduler = scheduler_of(sweep, space)
     done = [one for one in sweep.trials() if one.state in DONE]
     for one in done:

@@ -31,6 +31,7 @@ from stairstep.tasks.opening import Finished, open_run
 from stairstep.tasks.resolve import run_folder_path
 from stairstep.training import Outcome
 
+from .beside import EvaluatorPool, mode_of
 from .losses import Loss, loss_of, timed_out
 from .screen import Relay, terminal_size, without_ray
 from .session import Session, check_resources, check_root, ray_session, resources_line, shown, worker_resources
@@ -62,6 +63,7 @@ def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "") -> Fini
         recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
         # Ray takes SIGTERM for itself when it starts, so the flag is raised after that.
         with ray_session(recipe.cluster.address) as session, StopFlag() as flag:
+            recipe = replace(recipe, evaluation=replace(recipe.evaluation, mode=mode_of(recipe, session)))
             driver = _Driver(recipe, folder, storage, session, flag, attend)
             try:
                 return Finished(driver.run(), path)
@@ -83,11 +85,15 @@ class _Driver:
         self.each = worker_resources(self.cluster)
         self.attempt = uuid.uuid4().hex[:12]
         self.stop_file = folder.path / "stop"
+        self.pool: EvaluatorPool | None = None
+        self.evaluation_error: Exception | None = None
 
     def run(self) -> Outcome:
         """Set up groups of workers until the run ends; a lost worker costs one of `cluster.max_failures`, a preempted one none."""
         if self.session.private:
             check_resources(self.cluster, self.each)
+        if self.recipe.evaluation.mode == "beside":
+            self.pool = EvaluatorPool(self.recipe, self.folder)
         lost, before = 0, (-1, "")
         for number in itertools.count(1):
             try:
@@ -126,6 +132,8 @@ class _Driver:
         with _environment(self.cluster, self.session), without_ray(), closing(relay):
             thread.start()
             self._attend(thread, relay)
+        if self.evaluation_error is not None:
+            raise self.evaluation_error
         if "error" in ended:
             raise ended["error"]
         return Outcome(**ended["value"])
@@ -135,7 +143,7 @@ class _Driver:
         while thread.is_alive():
             thread.join(_POLL_S)
             relay.poll()
-            if why := self.attend():
+            if why := self.attend() or self._deal_out():
                 self.flag.set(why)
             if self.flag and thread.is_alive():
                 if self.session.ours and not relay.begun:
@@ -145,6 +153,16 @@ class _Driver:
             if not relay.begun and time.monotonic() > quiet_until:
                 quiet_until = float("inf")
                 _LOG.info("no worker has begun yet: %s", resources_line(self.cluster, self.each))
+
+    def _deal_out(self) -> str:
+        """Give evaluators what the run wants evaluated; says why to stop where an evaluation failed."""
+        if self.pool is not None and self.evaluation_error is None:
+            try:
+                self.pool.look()
+            except Exception as error:  # noqa: BLE001 - raised once the workers have stopped
+                self.evaluation_error = error
+                return "an evaluation failed"
+        return ""
 
     def _trainer(self, name: str, screen: Path) -> TorchTrainer:
         gpu = "GPU" in self.each

@@ -43,6 +43,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
     served = ServedReader(**config["reader"]) if config["reader"] else None
     try:
         recipe = in_sweep(asked_where_served(load_recipe(sweep.recipe_path(name)), served), sweep.path, name)
+        if recipe.evaluation.mode == "auto":  # decided once for the whole sweep
+            recipe = replace(recipe, evaluation=replace(recipe.evaluation, mode=config["mode"]))
         watched.train(recipe)
     except Exception as error:  # noqa: BLE001 - one row of the table, not the end of the sweep
         watched.write(state="failed", reason=_told(error))

@@ -97,17 +97,28 @@ def wait_for_claim(folder: RunFolder, patience_s: float) -> Claim:
         time.sleep(_LOOK_S)
 
 
-def write_failure(path: Path, attempt: str, error: Exception) -> None:
-    """Leave an error for the driver; the traceback too, unless it is one of ours, whose message says all."""
+def failure_record(error: Exception) -> dict[str, Any]:
+    """An error as plain values, for another process; the traceback too, unless it is one of ours, whose message says all."""
     ours = isinstance(error, StairstepError)
-    record = {
-        "attempt": attempt,
+    return {
         "kind": type(error).__name__,
         "exit_code": error.exit_code if isinstance(error, StairstepError) else 1,
         "message": str(error) if ours else "".join(traceback.format_exception(error)),
         "ours": ours,
     }
-    write_json(path / _FAILURE, record)
+
+
+def failure_of(record: Mapping[str, Any]) -> Exception:
+    """The error that a record stands for."""
+    if not record["ours"]:
+        return WorkerDefect(record["message"])
+    general: type[StairstepError] = InputError if record["exit_code"] == InputError.exit_code else TrainingError
+    return getattr(project_errors, record["kind"], general)(record["message"])
+
+
+def write_failure(path: Path, attempt: str, error: Exception) -> None:
+    """Leave an error for the driver."""
+    write_json(path / _FAILURE, {"attempt": attempt, **failure_record(error)})
 
 
 def read_failure(path: Path, attempt: str) -> Exception | None:
@@ -115,10 +126,4 @@ def read_failure(path: Path, attempt: str) -> Exception | None:
     if not (path / _FAILURE).exists():
         return None
     plain = read_json(path / _FAILURE)
-    if plain["attempt"] != attempt:
-        return None
-    if not plain["ours"]:
-        return WorkerDefect(plain["message"])
-    general: type[StairstepError] = InputError if plain["exit_code"] == InputError.exit_code else TrainingError
-    kind = getattr(project_errors, plain["kind"], general)
-    return kind(plain["message"])
+    return failure_of(plain) if plain["attempt"] == attempt else None

@@ -37,10 +37,15 @@ class EvaluationSettings:
     """When and on what a run is measured."""
 
     every: int = setting(50, doc="Steps between evaluations on the question sets; step 0 and the last are always among them.", minimum=1)
-    mode: Literal["inline", "after"] = setting(
+    mode: Literal["auto", "inline", "after", "beside"] = setting(
         "inline",
-        doc="When question sets are measured: while training waits, or (after) all their steps' checkpoints once training has ended, for "
-        "people whose only GPU cannot hold the trainer and the reader at once.",
+        doc="When question sets are measured: inline, while training waits; after, all their steps' checkpoints once training has ended, "
+        "for people whose only GPU cannot hold the trainer and the reader at once; beside, by evaluators (cluster.evaluators) on devices "
+        "of their own while training goes on; auto: beside where the cluster has room for an evaluator besides the workers, else inline. "
+        "The scores are the same.",
+    )
+    max_pending: int = setting(
+        2, doc="Evaluations beside training that may be open at once; with one more, training waits until one is in.", minimum=1
     )
     loss_every: int = setting(25, doc="Steps between validation losses; step 0 and the last are always among them; 0: none.", minimum=0)
     loss_batches: int = setting(

@@ -39,7 +39,7 @@ _OWN_FILES = (
     "failure.json",
     "stop",
 )
-_OWN_FOLDERS = ("tensorboard", "wandb")
+_OWN_FOLDERS = ("tensorboard", "wandb", "beside")
 _HEADER = "# The resolved recipe of this run, written by stairstep.\n"
 _RESULTS = ("eval_step*.jsonl", "eval_step*.summary.json")
 

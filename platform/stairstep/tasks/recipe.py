@@ -54,7 +54,10 @@ class ClusterSettings:
     address: str | None = setting(
         None, doc="Ray cluster to use; null: the one that RAY_ADDRESS names, as inside a Ray job, else a new one on this machine."
     )
-    max_failures: int = setting(2, doc="How often a lost worker may be replaced before the run fails.", minimum=0)
+    evaluators: int = setting(1, doc="Evaluators of evaluation.mode=beside; trials of a sweep share them.", minimum=1)
+    evaluator_cpus: float = setting(1.0, doc="CPUs that Ray reserves for each evaluator.", minimum=0)
+    evaluator_resources: dict[str, float] = setting(doc="Custom resources of each evaluator, to place it on a node group.", factory=dict)
+    max_failures: int = setting(2, doc="How often a lost worker or evaluator may be replaced before the run fails.", minimum=0)
     start_timeout_s: float = setting(300.0, doc="Longest wait for the workers' resources.", above=0)
 
 
@@ -86,6 +89,11 @@ class Recipe:
 
     def check(self) -> None:
         """What no room can see alone."""
+        if self.evaluation.mode == "beside" and not self.cluster.workers:
+            raise SettingError(
+                "evaluation.mode",
+                "beside needs evaluators under Ray, and cluster.workers is 0; say cluster.workers=1, or evaluation.mode=auto (or inline)",
+            )
         if self.evaluation.mode == "after" and self.optim.stop_after is not None:
             raise SettingError(
                 "optim.stop_after",

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +23,9 @@ from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
 from stairstep.records.stalls import StallWatch, stall_path
 from stairstep.settings import InputError, RecipeError, to_plain
-from stairstep.training import Cadence, NonFiniteError, Outcome, Task, Trainer
+from stairstep.training import Cadence, EvaluationReport, NonFiniteError, Outcome, Task, Trainer
 
+from .beside import Beside
 from .loading import load_rows, tile_reader
 from .opening import Finished, open_run
 from .packed import open_archives
@@ -33,6 +35,7 @@ from .retrieval import RetrievalTask
 from .tile_check import QUARANTINE, check_tiles
 
 _LOG = logging.getLogger(__name__)
+_LOOK_S = 0.2
 TRAINER_TENSORS = "trainer.safetensors"
 TRAINER_RECORD = "trainer.json"
 
@@ -73,6 +76,8 @@ class RunJournal:
         self.watch = StallWatch(stall_path(folder.path, collective.rank), recipe.run.stalled_after_s, self.first)
         self._stop, self._reported = stop, reported
         self._looks: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._beside = Beside(folder)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append an event; what is measured and not trained may come twice after a resume, and is kept once."""
@@ -123,20 +128,49 @@ class RunJournal:
         if self.first:
             self.folder.set_status("evaluating", step, self.recipe.optim.steps)
 
+    def hand_over(self, steps: Sequence[int]) -> list[int]:
+        """Ask for the evaluation of checkpoints; a step that was evaluated is not asked for, one whose checkpoint is gone is dropped."""
+        kept = torch.zeros(len(steps), dtype=torch.float64)
+        if self.first:
+            for place, step in enumerate(steps):
+                kept[place] = float(self._beside.want(step))
+        self.collective.sum_([kept])
+        return [step for step, one in zip(steps, kept.tolist(), strict=True) if one]
+
+    def arrived(self, step: int, wait: bool) -> EvaluationReport | None:
+        """What an evaluator has found of a step; waits for it, if told to, until a stop is asked for."""
+        found = None
+        while self.first and (found := self._beside.found(step)) is None and wait and not self.stop_requested():
+            self.folder.heartbeat(self._step(), "evaluating")
+            self.watch.beat()
+            time.sleep(_LOOK_S)
+        selection = found.selection if found is not None else None
+        told = torch.tensor([float(found is not None), selection or 0.0, float(selection is not None)], dtype=torch.float64)
+        self.collective.sum_([told])
+        there, score, known = told.tolist()
+        if found is not None:
+            self._notes = list(found.notes)
+        return EvaluationReport(found.metrics if found is not None else {}, score if known else None) if there else None
+
     def evaluated(self, step: int, best_step: int | None) -> None:
-        """Write rows and summaries; checkpoints beyond the newest and the best go."""
+        """Write rows and summaries, unless an evaluator has; checkpoints beyond the newest and the best go."""
         self.watch.beat()
         if self.first:
-            for text in self.task.write_results(self.folder.path, step):
+            apart = self.recipe.evaluation.mode == "beside"
+            for text in self._notes if apart else self.task.write_results(self.folder.path, step):
                 self.progress.note(text)
             self._prune(step)
-            self.folder.set_status("running", step, self.recipe.optim.steps)
+            self.folder.set_status("running", self._step(), self.recipe.optim.steps)
         self._reported(step, dict(self._looks))
         self._looks = {}
 
     def stop_requested(self) -> bool:
         """Asked by a signal, or by a file `stop` in the run folder that reaches workers on other machines."""
         return self._stop() or (self.first and (self.folder.path / "stop").exists())
+
+    def _step(self) -> int:
+        assert self.trainer is not None
+        return self.trainer.progress.step
 
     def _prune(self, step: int) -> None:
         assert self.trainer is not None
@@ -167,7 +201,8 @@ def train(
             task = build_task(recipe, workers, folder)
             journal = RunJournal(recipe, folder, task, workers, stop, reported)
             evaluation = recipe.evaluation
-            cadence = Cadence(evaluation.loss_every, evaluation.every, recipe.checkpoints.every, evaluation.mode == "after")
+            beside = evaluation.max_pending if evaluation.mode == "beside" else 0
+            cadence = Cadence(evaluation.loss_every, evaluation.every, recipe.checkpoints.every, evaluation.mode == "after", beside)
             journal.trainer = trainer = Trainer(task, recipe.optim, recipe.phases, cadence, journal, workers)
             checkpoints = folder.checkpoints()
             if checkpoints:

@@ -4,7 +4,8 @@ It knows no Ray and no file format: a task computes, a journal keeps. Everything
 that goes on from a checkpoint takes the very steps that it would have taken. At a step the order is: update, log, checkpoint,
 validation, evaluation; a checkpoint therefore never holds an evaluation of its own step, and a resumed run evaluates that step again.
 Where evaluations wait for the end, their steps are only saved, then taken back one after the other once the last update is done; a run
-that goes on in the midst of that evaluates them all again.
+that goes on in the midst of that evaluates them all again. Where others evaluate beside training, a step is handed to them with its
+checkpoint; what they found is taken in when a later step is evaluated, in the order of the steps, and the run ends when the last is in.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Cadence:
     evaluation: int = 0
     checkpoint: int = 0
     evaluation_waits: bool = False  # until training has ended
+    evaluation_beside: int = 0  # so many may be open while training goes on, evaluated by others; 0: nobody else evaluates
 
 
 @dataclass
@@ -120,10 +122,14 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the last step, to convergence on the selection split, or to a stop request."""
-        if self.cadence.evaluation_waits:
+        apart = self.cadence.evaluation_waits or self.cadence.evaluation_beside > 0
+        if apart:
             self._waiting = [step for step in range(self.progress.step + 1) if self._due(self.cadence.evaluation, step)]
             if self.progress.step == 0 and self._waiting:
                 self.journal.checkpoint(0)
+            if self.cadence.evaluation_beside:
+                self._waiting = self.journal.hand_over(self._waiting)
+                self._judge_anew()
         if self._look(self.progress.step):
             return self._outcome("converged")
         while self.progress.step < self.optim.steps:
@@ -136,12 +142,14 @@ class Trainer:
                 return self._outcome("stopped")
             if self._look(step):
                 return self._outcome("converged")
+        if self.cadence.evaluation_beside:
+            return self._outcome("finished" if self._take_in(0) else "stopped")
         return self._outcome("finished" if self._look_back() else "stopped")
 
     def _look_back(self) -> bool:
         """The evaluations that waited, each of its own weights; false if a stop was asked for before they were done."""
         if self._waiting:
-            self.progress.best_step, self.progress.best_score = None, None
+            self._judge_anew()
         for step in self.waiting:
             if self.agreement.any(self.journal.stop_requested()):
                 return False
@@ -197,10 +205,37 @@ class Trainer:
             if step not in self._waiting:
                 self._waiting.append(step)
             return False
+        if self.cadence.evaluation_beside:
+            if step not in self._waiting:
+                self._waiting += self.journal.hand_over([step])
+            self._take_in(self.cadence.evaluation_beside)  # if a stop ended its waiting, the loop sees that after the next step
+            return self._converged()
         with self.averaged.in_place():
             self._evaluate(step)
         self.journal.evaluated(step, self.progress.best_step)
+        return self._converged()
+
+    def _judge_anew(self) -> None:
+        """All evaluations of the run are about to be judged, in order: forget what some of them said before."""
+        self.progress.best_step, self.progress.best_score, self.progress.evaluations_since_best = None, None, 0
+
+    def _converged(self) -> bool:
         return self.optim.stop_after is not None and self.progress.evaluations_since_best >= self.optim.stop_after
+
+    def _take_in(self, still_open: int) -> bool:
+        """What others have found by now, step by step; waits while more than `still_open` are open. False if a stop came meanwhile."""
+        while self._waiting:
+            report = self.journal.arrived(self._waiting[0], wait=len(self._waiting) > still_open)
+            if report is None and len(self._waiting) > still_open:
+                return False
+            if report is None:
+                break
+            step = self._waiting.pop(0)
+            if report.metrics:
+                self.journal.log(step, dict(report.metrics))
+            self._judge(step, report)
+            self.journal.evaluated(step, self.progress.best_step)
+        return True
 
     def _validate(self) -> None:
         with self.averaged.in_place():

@@ -63,6 +63,12 @@ class Journal(Protocol):
     def evaluating(self, step: int) -> None:
         """An evaluation begins."""
 
+    def hand_over(self, steps: Sequence[int]) -> list[int]:
+        """Give the checkpoints of steps to those who evaluate beside training; returns the steps that are open."""
+
+    def arrived(self, step: int, wait: bool) -> EvaluationReport | None:
+        """What others have found of a step; None if it is not in yet, or if a stop was asked for while waiting."""
+
     def evaluated(self, step: int, best_step: int | None) -> None:
         """An evaluation is complete; `best_step` leads on the selection split."""
 

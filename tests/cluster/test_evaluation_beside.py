@@ -1,0 +1,82 @@
+"""Evaluation beside training on a real Ray: the figures of inline evaluation, training goes on meanwhile, a dead evaluator is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from stairstep.cluster.train import train_on_ray
+from stairstep.records import MetricLog, read_json, read_json_lines
+from stairstep.settings import InputError
+from stairstep.tasks.opening import Finished
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+STEPS = (0, 4, 8)
+TIMES = {"timings", "calls", "embeddings"}
+
+
+def figures(folder: Path) -> list[Any]:
+    """Everything that evaluations say, but for seconds and what was found instead of computed."""
+    found: list[Any] = []
+    for step in STEPS:
+        found.append(read_json_lines(folder / f"eval_step{step}.jsonl"))
+        found.append({key: value for key, value in read_json(folder / f"eval_step{step}.summary.json").items() if key not in TIMES})
+    return found
+
+
+def measured(folder: Path) -> dict[tuple[int, str], float]:
+    """What the metric log says of evaluations, by step and name, wherever it stands."""
+    rows = MetricLog(folder / "metrics.jsonl").rows()
+    return {(row["step"], name): value for row in rows for name, value in row.items() if name.startswith("tinywiki/")}
+
+
+def evaluators() -> list[psutil.Process]:
+    """The living evaluators of the Ray that this process started."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        try:
+            if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::RemoteEvaluator") and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def inline(recipe: Callable[..., Any]) -> Finished:
+    """One worker, evaluations while it waits."""
+    return train_on_ray(recipe("inline", "cluster.workers=1", "evaluation.cache=false"))
+
+
+def test_beside_finds_what_inline_finds_though_its_evaluator_was_killed(
+    inline: Finished, recipe: Callable[..., Any], background: Callable[..., Future[Any]], tools: SimpleNamespace
+) -> None:
+    running = background(train_on_ray, recipe("beside", "cluster.workers=1", "evaluation.mode=beside", "evaluation.cache=false"))
+    (victim,) = tools.wait(evaluators, "an evaluator")
+    folder = inline.folder.parent / "beside"
+    tools.wait(lambda: list((folder / "beside").glob("wanted-*")) or running.done(), "a wish")
+    tools.kill(victim)
+    finished = running.result(timeout=400)
+    assert finished.outcome == inline.outcome
+    assert finished.outcome.reason == "finished"
+    assert evaluators()[0].pid != victim.pid
+    assert figures(finished.folder) == figures(inline.folder)
+    assert measured(finished.folder) == measured(inline.folder) != {}
+    weights = [load_file(one.folder / "checkpoint-8" / "adapter_model.safetensors") for one in (inline, finished)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    assert not list((finished.folder / "beside").glob("wanted-*"))
+    assert read_json(finished.folder / "status.json")["state"] == "finished"
+
+
+@pytest.mark.soak
+def test_an_evaluation_that_cannot_succeed_ends_the_run_with_its_message(recipe: Callable[..., Any]) -> None:
+    own = ("cluster.workers=1", "evaluation.mode=beside", "evaluation.reader={kind: endpoint, model: x, key_env: NOT_THERE_KEY}")
+    with pytest.raises(InputError, match="NOT_THERE_KEY"):
+        train_on_ray(recipe("no-key", *own))
