@@ -4,7 +4,7 @@ python bench/scale_sim.py                                    seconds, on any mac
 python bench/scale_sim.py --set price.gpu_hour=2 --set pages.tiles=5
 
 Every figure that goes in is in INPUTS with where it is from: `measured` here, `reference` (seed 000 as published, or counted from its
-shapes), or `assumed`. The jobs: seed 000's run (recipes/v8r.yaml), as it is evaluated now and as it would be with evaluators beside it;
+shapes), or `assumed`. The jobs: seed 000's run (recipes/v8r.yaml), evaluated inline and by evaluators beside training;
 a sweep of 64 such trials; the embedding of a Wikipedia-sized corpus. A job is a chain of phases; in a phase some stages overlap (the
 slowest counts) and others do not (all count). The stage with most of the time is what bounds the job; it is said to saturate where it is
 no longer the GPUs' own arithmetic. Of what trials share (reader, grader, file system) the asymptotic bound is taken: the time is never
@@ -61,7 +61,7 @@ def assumed(value: float, unit: str, source: str) -> Input:
 
 _TILES = "bench/results/tiles.json, 2026-11-21"
 _V8R = "recipes/v8r.yaml"
-_FLOPS = "counted by stairstep.tasks.flops for recipes/v8r.yaml"
+_FLOPS = "counted by stairstep.models.flops for recipes/v8r.yaml"
 
 INPUTS: dict[str, Input] = {
     # -- what is computed

@@ -56,9 +56,10 @@ def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str 
             _leave(began, deployed)
 
 
-def serving_beside(model: str, resources: dict[str, float]) -> AbstractContextManager[str]:
+def serving_beside(model: str, resources: dict[str, float], replicas: int = 1) -> AbstractContextManager[str]:
     """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs unless `resources` place it."""
-    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0), replicas=ReplicaSettings(resources=resources)))
+    copies = ReplicaSettings(min=replicas, max=replicas, resources=resources)
+    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0), replicas=copies))
 
 
 def _quiet() -> LoggingConfig:

@@ -10,11 +10,11 @@ import pytest
 import scale_sim
 from scale_sim import FLEETS, INPUTS, JOBS, Estimate, Phase, at_least, corpus, pays_to, saturates, seed_run, sweep, together, values_of
 
+from stairstep.models.flops import forward_and_backward
 from stairstep.settings import InputError
 from stairstep.tasks import load_recipe
 from stairstep.tasks.cost import due, evaluations
 from stairstep.tasks.doctor import Patient
-from stairstep.tasks.flops import forward_and_backward
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything but the GPU's arithmetic takes no time.

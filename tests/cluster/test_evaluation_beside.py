@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,11 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from stairstep.cluster.beside import RemoteEvaluator
 from stairstep.cluster.train import train_on_ray
+from stairstep.cluster.work import failure_of
 from stairstep.records import MetricLog, read_json, read_json_lines
-from stairstep.settings import InputError
+from stairstep.settings import InputError, TrainingError, to_plain
 from stairstep.tasks.opening import Finished
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -76,7 +80,23 @@ def test_beside_finds_what_inline_finds_though_its_evaluator_was_killed(
 
 
 @pytest.mark.soak
-def test_an_evaluation_that_cannot_succeed_ends_the_run_with_its_message(recipe: Callable[..., Any]) -> None:
-    own = ("cluster.workers=1", "evaluation.mode=beside", "evaluation.reader={kind: endpoint, model: x, key_env: NOT_THERE_KEY}")
-    with pytest.raises(InputError, match="NOT_THERE_KEY"):
-        train_on_ray(recipe("no-key", *own))
+def test_evaluators_that_die_too_often_end_the_run(
+    recipe: Callable[..., Any], background: Callable[..., Future[Any]], tools: SimpleNamespace
+) -> None:
+    own = ("cluster.workers=1", "evaluation.mode=beside", "evaluation.cache=false", "cluster.max_failures=0", "optim.steps=2000")
+    before = {one.pid for one in evaluators()}  # of the test before: evaluators live as long as their job
+    running = background(train_on_ray, recipe("deaths", *own))
+    folder = recipe("deaths", *own).run.root
+    tools.wait(lambda: list(Path(folder).glob("deaths/beside/wanted-*")) or running.done(), "a wish")
+    (victim,) = [one for one in evaluators() if one.pid in before or not before]
+    tools.kill(victim)
+    with pytest.raises(TrainingError, match=r"evaluators died 1 times, the last one at step \d+ \(cluster.max_failures: 0\)"):
+        running.result(timeout=400)
+
+
+def test_an_error_of_an_evaluation_keeps_its_kind_and_its_words_on_the_way(recipe: Callable[..., Any], tmp_path: Path) -> None:
+    broken = replace(recipe("gone"), data=replace(recipe("gone").data, world=None, roots=(str(tmp_path),)))
+    record = RemoteEvaluator().evaluate(to_plain(broken), 0)
+    assert record is not None
+    with pytest.raises(InputError, match=r"test/tinywiki\.json"):
+        raise failure_of(json.loads(json.dumps(record)))

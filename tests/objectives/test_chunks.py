@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stairstep.objectives import GradCacheSettings, cut, cut_batch, deal
+from stairstep.objectives import GradCacheSettings, Side, cut, cut_batch, deal
 
 
 def _random_costs(count, seed):
@@ -47,7 +47,8 @@ def test_equal_shapes_lie_together():
 
 
 def test_a_batch_is_numbered_through_with_queries_first():
-    chunks = cut_batch([5, 9, 5], [50, 60, 70, 80], GradCacheSettings(chunk_tokens=150), frozen=("document",))
+    work: dict[Side, float] = {"query": 4.0, "document": 2.5}
+    chunks = cut_batch([5, 9, 5], [50, 60, 70, 80], GradCacheSettings(chunk_tokens=150), frozen=("document",), token_work=work)
     assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
     assert [(chunk.side, chunk.positions, chunk.cost, chunk.frozen) for chunk in chunks] == [
         ("query", (0, 1, 2), 27, False),
@@ -56,7 +57,7 @@ def test_a_batch_is_numbered_through_with_queries_first():
         ("document", (0,), 50, True),
     ]
     assert chunks[0].work == 4 * 27
-    assert chunks[1].work == 80
+    assert chunks[1].work == 2.5 * 80
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 50])

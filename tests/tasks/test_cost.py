@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stairstep.models.flops import forward_and_backward
 from stairstep.models.load import load_encoder
 from stairstep.settings import InputError
 from stairstep.tasks import Recipe, load_recipe
 from stairstep.tasks import cost as costs
 from stairstep.tasks.cost import Sizes, Speed, cost_of, due, estimate_cost, price_of, sizes_of, speed_of
-from stairstep.tasks.flops import forward_and_backward
 
 MakeRecipe = Callable[..., Recipe]
 ROOT = Path(__file__).resolve().parents[2]

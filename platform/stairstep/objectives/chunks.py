@@ -6,17 +6,13 @@ accumulation) is therefore the same for any number of workers; only the dealing 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from .settings import GradCacheSettings
 
 Side = Literal["query", "document"]
-
-# Rough work of a chunk by its tokens: two forwards and a backward (twice a forward), or one forward where nothing is trained.
-_TRAINED_WORK = 4
-_FROZEN_WORK = 1
 
 
 @dataclass(frozen=True)
@@ -28,11 +24,12 @@ class Chunk:
     positions: tuple[int, ...]  # rows of that side, ascending
     cost: int  # tokens, padding counted
     frozen: bool = False  # encoded once, without gradient
+    token_work: float = 1.0
 
     @property
-    def work(self) -> int:
+    def work(self) -> float:
         """What the chunk costs a worker, for dealing."""
-        return self.cost * (_FROZEN_WORK if self.frozen else _TRAINED_WORK)
+        return self.cost * self.token_work
 
 
 def cut_batch(
@@ -42,8 +39,11 @@ def cut_batch(
     *,
     document_shapes: Sequence[tuple[int, ...]] | None = None,
     frozen: Collection[Side] = (),
+    token_work: Mapping[Side, float] | None = None,
 ) -> list[Chunk]:
-    """The chunks of a global batch, queries first, from the tokens of each query and of each distinct document."""
+    """The chunks of a global batch, queries first, from the tokens of each query and of each distinct document.
+
+    `token_work` is what a token of each side costs, in any unit; it decides only which worker encodes what."""
     chunks: list[Chunk] = []
     sides: tuple[tuple[Side, Sequence[int], Sequence[tuple[int, ...]] | None], ...] = (
         ("query", queries, None),
@@ -52,7 +52,7 @@ def cut_batch(
     for side, costs, shapes in sides:
         for positions in cut(costs, settings, shapes):
             cost = len(positions) * max(costs[position] for position in positions)
-            chunks.append(Chunk(len(chunks), side, positions, cost, side in frozen))
+            chunks.append(Chunk(len(chunks), side, positions, cost, side in frozen, (token_work or {}).get(side, 1.0)))
     return chunks
 
 
@@ -82,7 +82,7 @@ def _full(positions: list[int], costs: Sequence[int], settings: GradCacheSetting
 def deal(chunks: Sequence[Chunk], workers: int) -> list[list[Chunk]]:
     """The chunks of each worker, in order of index: the next heaviest chunk always goes to the worker with the least work."""
     dealt: list[list[Chunk]] = [[] for _ in range(workers)]
-    loads = [0] * workers
+    loads = [0.0] * workers
     for chunk in sorted(chunks, key=lambda one: (-one.work, one.index)):
         worker = min(range(workers), key=lambda one: (loads[one], one))
         loads[worker] += chunk.work

@@ -21,6 +21,7 @@ import torch
 from stairstep.evaluation.graders import RUBRIC, ChatGraderSettings
 from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.evaluation.settings import EvaluationSettings, LocalReaderSettings
+from stairstep.models.flops import PATCHES_PER_TOKEN, Work, forward_and_backward
 from stairstep.models.inputs import Inputs, load_tokenizer
 from stairstep.models.sources import locate_here
 from stairstep.models.weights import DTYPES, on_meta, read_config
@@ -29,9 +30,8 @@ from stairstep.settings import InputError
 from stairstep.training import PhasePlan
 
 from .doctor import Patient, inputs
-from .doctor.estimate import CHARACTERS_PER_TOKEN, PATCHES_PER_TOKEN, TEMPLATE_TOKENS, graph_bytes
+from .doctor.estimate import CHARACTERS_PER_TOKEN, TEMPLATE_TOKENS, graph_bytes
 from .doctor.models import hub_folder
-from .flops import Work, forward_and_backward
 from .loading import RetrievalRows, tile_reader
 from .recipe import Recipe, RetrievalTaskSettings
 from .resolve import resolve

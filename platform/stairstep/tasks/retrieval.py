@@ -6,6 +6,7 @@ phases is the rows alone, so no option can act in one of them and be lost in ano
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from stairstep.evaluation.embeddings import EmbeddingStore
 from stairstep.evaluation.question_set import RetrievalResult, evaluate_pairs, evaluate_question_set, write_result
 from stairstep.evaluation.table import result_table
 from stairstep.models.encoder import Encoder
+from stairstep.models.flops import forward_and_backward
 from stairstep.objectives import (
     Alone,
     Chunk,
@@ -103,6 +105,8 @@ class RetrievalTask:
         self.answering = Answering(recipe.evaluation, reader, recipe.tiles, encoder.device, Path(recipe.run.root), fresh)
         self.phases = PhasePlan(recipe.phases, recipe.optim.steps)
         self.results: list[RetrievalResult] = []
+        self._forward, backward = forward_and_backward(encoder.model)
+        self._both = self._forward + self._forward + backward  # of a GradCache step: its first pass, and its second
         self._query_side = isinstance(recipe.task, RetrievalTaskSettings) and recipe.task.query_side
         batch, seed, order = recipe.optim.batch, recipe.run.seed, recipe.data.order
         self._tiles = _plan(rows.train, recipe.data.train, batch, seed, order)
@@ -254,13 +258,21 @@ class RetrievalTask:
     def _chunks(self, batch: Batch) -> list[Chunk]:
         tokens = self.encoder.tile_tokens
         costs = [self.encoder.text_tokens(one.text, "document") if one.text is not None else tokens(*one.size) for one in batch.documents]
+        queries = [self.encoder.text_tokens(text, "query") for text in batch.queries]
         return cut_batch(
-            [self.encoder.text_tokens(text, "query") for text in batch.queries],
+            queries,
             costs,
             self.recipe.objective.gradcache,
             document_shapes=[one.size for one in batch.documents],
             frozen=_FROZEN if self._query_side else (),
+            token_work=self._token_work(max(queries), *max(zip(costs, (one.size for one in batch.documents), strict=True))),
         )
+
+    def _token_work(self, query: int, document: int, size: tuple[int, int]) -> dict[Side, float]:
+        """Operations by token of a query and of a document of so many tokens; those of a tile go through the vision tower as well."""
+        visual = math.prod(self.encoder.inputs.grid(*size)) if all(size) else 0
+        forward, both = self._forward.of(document, visual), self._both.of(document, visual)
+        return {"query": self._both.of(query) / query, "document": (forward if self._query_side else both) / document}
 
     def _encode(self, batch: Batch, chunk: Chunk) -> Tensor:
         if chunk.side == "query":

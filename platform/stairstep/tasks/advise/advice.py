@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from stairstep.models.flops import forward_and_backward
 from stairstep.models.load import load_encoder
 from stairstep.models.sources import locate_here
 from stairstep.settings import InputError, build, from_plain, merge, to_plain
@@ -19,7 +20,6 @@ from ..doctor import Patient
 from ..doctor.estimate import TEMPLATE_TOKENS, MemoryEstimate, chunk_bytes, memory_estimate, trained_count
 from ..doctor.machine import size
 from ..doctor.models import hub_folder
-from ..flops import forward_and_backward
 from ..recipe import Recipe, RetrievalTaskSettings
 from .facts import Facts, read_facts
 from .memory import MARGIN, Budget, Memory, costliest, largest_budget, with_budget

@@ -25,20 +25,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from stairstep.models.flops import PATCHES_PER_TOKEN, core_of
 from stairstep.models.placement import VISION_TOWER
 from stairstep.models.weights import DTYPES
 from stairstep.objectives.chunks import cut
+from stairstep.tiles import PATCH_VALUES
 
 from ..recipe import Recipe
 
 FIXED = {"cuda": 3 * 2**29, "cpu": 2**30}
 TEMPLATE_TOKENS = 32  # instruction and chat template around a tile
-PATCHES_PER_TOKEN = 4
-PATCH_VALUES = 1536
 CHARACTERS_PER_TOKEN = 3
 ROW_BYTES = 2048  # a question's row without the tiles that it lists
 LISTED_BYTES = 256  # a listed tile: path, article, id, score
@@ -75,11 +74,6 @@ class MemoryEstimate:
     def total(self) -> int:
         """All parts."""
         return sum(self.parts.values())
-
-
-def core_of(model: nn.Module) -> Any:
-    """The Qwen3-VL model under an adapter, or itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def trained_count(model: nn.Module) -> int:

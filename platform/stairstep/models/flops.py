@@ -8,14 +8,17 @@ and adds as much again for each layer whose own weights are trained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
-from stairstep.models.placement import VISION_TOWER
+from stairstep.tiles import PATCH_VALUES
 
-from .doctor.estimate import PATCH_VALUES, PATCHES_PER_TOKEN, core_of
+from .placement import VISION_TOWER
 
+PATCHES_PER_TOKEN = 4
 _LLM, _BLOCKS = "language_model.layers.", f"{VISION_TOWER}.blocks."
 
 
@@ -28,10 +31,19 @@ class Work:
     token_pair: float = 0.0
     patch_pair: float = 0.0
 
+    def __add__(self, other: Work) -> Work:
+        """One after the other."""
+        return Work(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
     def of(self, tokens: float, visual: float = 0.0) -> float:
         """One item of so many tokens, of which so many are visual."""
         patches = visual * PATCHES_PER_TOKEN
         return self.token * tokens + self.token_pair * tokens**2 + self.patch * patches + self.patch_pair * patches**2
+
+
+def core_of(model: nn.Module) -> Any:
+    """The Qwen3-VL model under an adapter, or itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def forward_and_backward(model: nn.Module) -> tuple[Work, Work]:
