@@ -220,8 +220,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to multiply": ({"parameters": {"optim.rates.vit": {"kind": "grid", "times": [2]}}}, "has to be a number other than 0"),
     "values and times": ({"parameters": {"optim.batch": {"kind": "grid", "values": [2], "times": [2]}}}, "either values or times"),
     "ASHA after the end": (
-        {"parameters": GRID, "scheduler": {"kind": "asha", "grace_steps": 80}},
-        r"asha: hit@1 comes every 40 steps, so from step 80 on",
+        {"parameters": GRID, "scheduler": {"kind": "asha", "grace_steps": 64}},
+        r"asha: hit@1 comes every 32 steps, so from step 64 on",
     ),
     "a rule without a bound": ({"parameters": GRID, "stop": [{"metric": "mrr"}]}, "needs `below` or `above`"),
     "stairs with ASHA": ({"steps": [STEP], "scheduler": {"kind": "asha", "grace_steps": 20}}, "a staircase compares whole runs"),
@@ -244,11 +244,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the median too late": (
         {"parameters": GRID, "scheduler": {"kind": "median", "grace_steps": 50}},
-        r"median: hit@1 comes every 40 steps, so from step 50 on",
+        r"median: hit@1 comes every 32 steps, so from step 50 on",
     ),
     "a rule too late": (
         {"parameters": GRID, "stop": [{"metric": "mrr", "from_step": 41, "below": 0.1}]},
-        r"stop\[0\]: mrr comes every 40 steps",
+        r"stop\[0\]: mrr comes every 32 steps",
     ),
     "a metric that one trial lacks": (
         {"parameters": grid("evaluation.selection_fraction", 0.5, 0)},
@@ -288,8 +288,8 @@ def test_scores_that_come_too_late_to_stop_anything_are_refused(plan):
     space = {"parameters": GRID, "scheduler": {"kind": "asha", "grace_steps": 20}}
     with pytest.raises(RecipeError, match=r"evaluation\.mode=after scores come when training has ended"):
         plan(space, "evaluation.mode=after")
-    with pytest.raises(RecipeError, match=r"from step 20 on it comes before the last step \(80\) not even once.*evaluation\.every"):
-        plan(space, "evaluation.every=80")
+    with pytest.raises(RecipeError, match=r"from step 20 on it comes before the last step \(64\) not even once.*evaluation\.every"):
+        plan(space, "evaluation.every=64")
     assert plan(space)[1].total == 2
     # What the space itself sets counts; and a loss comes during training, whenever question sets are measured.
     assert plan({**space, "set": {"evaluation.every": 10}}, "evaluation.mode=inline")[1].total == 2
