@@ -17,6 +17,7 @@ from stairstep.tasks import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 V8R = ROOT / "recipes" / "v8r.yaml"
+VARIANTS = sorted((ROOT / "recipes" / "v8r").glob("*.yaml"))
 
 SEED_COMMAND = r"""
 cd train CUDA_VISIBLE_DEVICES= uv run python train_contrastors.py \
@@ -153,6 +154,7 @@ def test_keys_are_told_from_words_that_are_none():
 def test_every_flag_of_the_seed_has_its_row_and_no_other_has():
     flags = seed_flags()
     assert len(flags) == 22
+    assert flags["--lr"] == "7e-6" and flags["--lora-vit"] is None, "a flag is read with its value, a switch without one"
     assert [coded(row[0]) for row in FLAGS[1:]] == [[flag] for flag in flags]
 
 
@@ -167,18 +169,104 @@ def test_a_row_names_keys_that_exist_and_the_values_of_v8r(row: list[str]):
         [there] = values_at(plain, key)
         assert parse_yaml(f"value: {value}", "docs").value["value"].value == there, key
         if name in ALIKE:
-            assert seed_flags()[name] in (value, str(there), None), name
+            assert seed_flags()[name] in (value, str(there)), name
+
+
+def test_no_two_flags_are_said_to_be_one_key():
+    """50 steps are the text warmup, the evaluations and the checkpoints: equal values would hide a key in the wrong row."""
+    keys = [key for row in (*FLAGS[1:], *FIXED[1:]) for key in coded(row[1])]
+    assert sorted(set(keys)) == sorted(keys)
 
 
 def test_what_is_alike_is_among_the_flags():
     assert set(seed_flags()) > ALIKE
 
 
+def leaves(plain: Any, key: str = "") -> dict[str, Any]:
+    """The values of a resolved recipe by dotted key, less the name of its run."""
+    if isinstance(plain, dict) and plain:
+        return {one: value for name, child in plain.items() for one, value in leaves(child, f"{key}.{name}" if key else name).items()}
+    return {} if key == "run.name" else {key: plain}
+
+
+def differences(recipe: Recipe) -> set[str]:
+    """The keys in which a recipe is not v8r; what lies below a key that is null counts as that key."""
+    mine, its = leaves(to_plain(recipe)), leaves(to_plain(load_recipe(V8R)))
+    absent = {key for key in mine.keys() | its.keys() if (key in mine) != (key in its)}
+    nulls = {key for key, value in mine.items() if value is None and any(one.startswith(f"{key}.") for one in its)}
+    assert all(any(one == null or one.startswith(f"{null}.") for null in nulls) for one in absent), absent
+    return nulls | {key for key in mine.keys() & its.keys() if mine[key] != its[key]}
+
+
+def first_comment(path: Path) -> str:
+    return " ".join(line.removeprefix("#").strip() for line in path.read_text().split("extends:")[0].splitlines())
+
+
+def said_to_differ(path: Path) -> tuple[set[str], dict[str, set[str]]]:
+    """The keys that a recipe's first comment names as other than v8r's, and those of them that it gives to a flag."""
+    said = re.split(r"\. Measured|;", first_comment(path).split("Other than v8r: ")[1])[0].strip().removesuffix(".")
+    keys: set[str] = set()
+    flags: dict[str, set[str]] = {}
+    for item in said.split(", "):
+        found = set(re.findall(r"[a-z_]+(?:\.\w+)+", item))
+        keys |= found
+        for flag in re.findall(r"\((--[a-z-]+)\)", item):
+            flags[flag] = found
+    return keys, flags
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_a_variant_of_v8r_differs_in_exactly_the_keys_that_its_comment_says(path: Path):
+    keys, flags = said_to_differ(path)
+    assert keys == differences(load_recipe(path))
+    mapped = {coded(row[0])[0]: set(coded(row[1])) for row in FLAGS[1:]}
+    for flag, group in flags.items():
+        assert group == mapped[flag], f"{flag} is {mapped[flag]}, says docs/seed000.md"
+    of_flags = {key for group in mapped.values() for key in group}
+    assert keys & of_flags == {key for group in flags.values() for key in group}, "a key that is a flag of the seed's is said to be one"
+
+
+def test_the_stairs_turn_one_of_the_seeds_flags_at_a_time_up_to_v8r_itself():
+    stairs = [seed_flags_off(V8R.parent / "v8r" / f"{name}.yaml") for name in ("in_batch", "hard_negatives", "text_warmup", "vit_lora")]
+    assert stairs == [
+        {"--num-hard-negatives", "--text-warmup-steps", "--lora-vit"},
+        {"--text-warmup-steps", "--lora-vit"},
+        {"--lora-vit"},
+        set(),
+    ]
+
+
+def seed_flags_off(path: Path) -> set[str]:
+    """The flags of the seed's command that a recipe takes back, by docs/seed000.md."""
+    changed = differences(load_recipe(path))
+    off = {coded(row[0])[0] for row in FLAGS[1:] if changed & set(coded(row[1]))}
+    plain = to_plain(load_recipe(path))
+    values = [value for row in FLAGS[1:] if coded(row[0])[0] in off for key in coded(row[1]) for value in values_at(plain, key)]
+    assert not any(values), "off means 0 or false"
+    return off
+
+
+def test_differences_are_found():
+    """What the tests of the variants stand on."""
+    assert differences(load_recipe(V8R)) == set()
+    assert differences(load_recipe(V8R, ["run.name=other", "optim.steps=351"])) == {"optim.steps"}
+    assert differences(load_recipe(V8R, ["model.adapter=null"])) == {"model.adapter"}
+    assert len(VARIANTS) == 8
+
+
 @pytest.mark.parametrize("row", ABLATIONS[1:], ids=lambda row: row[0])
 def test_an_ablation_is_an_override_that_changes_v8r(row: list[str]):
     [override] = coded(row[1])
     overrides = override.split(" ") if "[{" not in override else [override]
-    assert load_recipe(V8R, overrides) != load_recipe(V8R)
+    changed = load_recipe(V8R, overrides)
+    assert changed != load_recipe(V8R)
+    for recipe in coded(row[2]):
+        assert leaves(to_plain(load_recipe(ROOT / recipe))) == leaves(to_plain(changed)), "the recipe is the override"
+
+
+def test_every_variant_but_the_two_ends_of_the_stairs_stands_among_the_ablations():
+    named = {ROOT / recipe for row in ABLATIONS[1:] for recipe in coded(row[2])}
+    assert named == {path for path in VARIANTS if path.stem not in ("base", "vit_lora")}
 
 
 def test_the_knobs_of_the_ablations_are_all_there():
