@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from math import comb
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from stairstep.data.fetch_report import UNITS, Count
+from stairstep.evaluation.statistics import wilson
+from stairstep.evaluation.table import short
+from stairstep.models.load import build_on_meta, trainable_line
 from stairstep.settings import to_plain
 from stairstep.settings.hints import options_of
 from stairstep.settings.yaml_text import parse_yaml
@@ -17,6 +22,9 @@ from stairstep.tasks import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 V8R = ROOT / "recipes" / "v8r.yaml"
+REPRODUCE = ROOT / "docs" / "reproduce.md"
+PAIRS_LINE, TEXTS_LINE = "Loaded %d valid pairs from %s", "Loaded %d text pairs from %s"
+SET_LINE = "Loaded test '%s': %d questions, %d tiles from %s"
 VARIANTS = sorted((ROOT / "recipes" / "v8r").glob("*.yaml"))
 
 SEED_COMMAND = r"""
@@ -107,7 +115,7 @@ def tables(path: Path) -> list[list[list[str]]]:
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if not inside:
                 found.append([])
-            if not set("".join(cells)) <= {"-", " "}:
+            if not set("".join(cells)) <= {"-", ":", " "}:
                 found[-1].append(cells)
         inside = line.startswith("| ")
     return found
@@ -272,6 +280,61 @@ def test_every_variant_but_the_two_ends_of_the_stairs_stands_among_the_ablations
 def test_the_knobs_of_the_ablations_are_all_there():
     text = " ".join(row[1] for row in ABLATIONS)
     assert [knob for knob in KNOBS if knob not in text] == []
+
+
+# --- what docs/reproduce.md says to expect
+
+
+def fenced(path: Path) -> list[str]:
+    """The lines of a document that stand in its blocks of code."""
+    return [line for block in path.read_text(encoding="utf-8").split("```")[1::2] for line in block.splitlines()]
+
+
+def test_the_lines_that_a_reproduction_expects_are_the_codes_with_the_recipes_counts():
+    recipe = load_recipe(V8R)
+    expected = {(one.repo, name): count for one in recipe.data.fetch for name, count in one.expect.items()}
+    lines = fenced(REPRODUCE)
+    fetched = [f"{Count(name, UNITS[Path(name).suffix], count, count).line()} ({repo})" for (repo, name), count in expected.items()]
+    assert [line for line in lines if line.startswith("✓")] == fetched
+
+    rows = {name: count for (_, name), count in expected.items()}
+    [questions] = recipe.evaluation.sets
+    logged = [(PAIRS_LINE, rows[Path(one.path).name], one.path) for one in (*recipe.data.train, *recipe.data.validation)]
+    logged += [(TEXTS_LINE, rows["chunk_*/filtered_hn.jsonl"], one.path) for one in recipe.data.text]
+    logged += [(SET_LINE, questions.name, rows["test_miniv8/test_miniv8.json"], rows["test_miniv8/tiles.tar"], "…")]
+    assert [line for line in lines if line.startswith("Loaded")] == [form % tuple(values) for form, *values in logged]
+    source = (ROOT / "platform" / "stairstep" / "tasks" / "loading.py").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'_LOG\.info\("(Loaded [^"]+)"', source)) == sorted({PAIRS_LINE, TEXTS_LINE, SET_LINE})
+
+
+def test_the_adapters_lines_are_those_of_a_dry_run():
+    model, placement = build_on_meta(load_recipe(V8R).model)
+    lines = fenced(REPRODUCE)
+    assert placement.describe() in lines
+    assert trainable_line(model) in lines
+
+
+def test_expected_figures_have_their_intervals():
+    table, *_ = tables(REPRODUCE)
+    assert [row[1:] for row in table[1:]] == [
+        [short(one.value), str(correct), f"[{short(one.low)} {short(one.high)}]"]
+        for correct, one in ((correct, wilson(correct, 400)) for correct in (286, 292, 314))
+    ]
+    text = REPRODUCE.read_text(encoding="utf-8")
+    error = (0.785 * 0.215 / 400) ** 0.5
+    assert f"{100 * error:.2f} points at .785" in text
+    assert f"at least {short(0.785 - 2 * error)}, two standard errors below" in text
+    middle, of_base = 0.7225, 2 * (0.7225 * 0.2775 / 400) ** 0.5
+    assert f"from {middle - of_base:.2f} to {middle + of_base:.2f}:".replace("0.", ".") in text
+    assert mcnemar_p(25, 150) < 0.05 < mcnemar_p(25, 170), "about 150, says the text"
+    assert mcnemar_p(18, 60) < 0.05 < mcnemar_p(16, 60), "18 of 60, says the text"
+
+
+def mcnemar_p(net: int, changed: int) -> float:
+    """The exact two-sided p-value of `net` more questions that turned right than wrong, of so many that changed (one less if need be)."""
+    wrong = (changed - net) // 2
+    n = 2 * wrong + net
+    return min(1.0, 2 * sum(comb(n, k) for k in range(wrong + 1)) / 2**n)
 
 
 def documents() -> list[Path]:
