@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -26,14 +27,18 @@ from stairstep.tiles import TileSettings
 CHUNK = 4
 
 
-def processor(settings: TileSettings) -> Any:
-    """The torchvision processor of transformers at these settings; it was called …Fast while the plain name was the slow one."""
+def processor(settings: TileSettings, pillow_too: bool = False) -> tuple[Any, str]:
+    """The torchvision processor of transformers at these settings, or Pillow's where that will do and there is no torchvision; and which.
+
+    Before version 5 the torchvision one was called …Fast, and the plain name was Pillow's."""
     geometry = settings.geometry()
     size = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
-    kind = transformers.Qwen2VLImageProcessorFast if transformers.__version__ < "5" else transformers.Qwen2VLImageProcessor
+    pillow = pillow_too and find_spec("torchvision") is None
+    names = ("Qwen2VLImageProcessorFast", "Qwen2VLImageProcessor", "Qwen2VLImageProcessorPil")
+    kind = getattr(transformers, names[(transformers.__version__ >= "5") + pillow])
     made = kind(size=size, patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    assert getattr(made, "backend", "torchvision") == "torchvision"
-    return made
+    assert pillow or getattr(made, "backend", "torchvision") == "torchvision"
+    return made, "Pillow" if pillow else "torchvision"
 
 
 @dataclass(frozen=True)

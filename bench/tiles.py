@@ -130,7 +130,7 @@ class Filled:
 
 def ways(filled: Filled) -> list[Way]:
     """The peer first, then ours."""
-    made = processor(SETTINGS)
+    made, _ = processor(SETTINGS)
 
     def peer() -> Callable[[Path], torch.Tensor]:
         return lambda path: made(images=[Image.open(path)], return_tensors="pt")["pixel_values"]
@@ -289,7 +289,7 @@ class Wait:
 
 def waits(filled: Filled, folder: Path, rounds: int) -> list[Wait]:
     """How long an evaluation's tiles keep a device waiting that needs no time for itself."""
-    made, saved = processor(SETTINGS), []
+    (made, _), saved = processor(SETTINGS), []
     folder.mkdir()
     for path in filled.files[:SAVED]:
         saved.append(folder / f"{path.stem}.pt")
