@@ -314,6 +314,26 @@ def test_the_adapters_lines_are_those_of_a_dry_run():
     assert trainable_line(model) in lines
 
 
+def locked(name: str) -> dict[str, str]:
+    """The versions that a file of requirements/ pins."""
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE))
+
+
+def test_the_papers_environment_is_the_seeds_and_otherwise_the_base():
+    """Versions from the seed's own table, and by name in docs/reproduce.md; what hangs on neither torch nor transformers is as it is."""
+    paper, base = locked("paper.txt"), locked("base.txt")
+    text = REPRODUCE.read_text(encoding="utf-8")
+    for name, version in {"torch": "2.9.1", "transformers": "4.57.1", "nvidia-cudnn-cu12": "9.20.0.48"}.items():
+        assert paper[name] == version
+        assert version in text
+    others = {name for name in paper.keys() & base.keys() if paper[name] != base[name]}
+    assert others == {"torch", "torchvision", "triton", "transformers", "tokenizers", "huggingface-hub", "sentence-transformers"}
+    lock = (ROOT / "requirements" / "paper.txt").read_text(encoding="utf-8")
+    assert lock.count("--hash=sha256:") >= len(paper) > 100
+    assert "://" not in lock, "no registry's address"
+
+
 def test_expected_figures_have_their_intervals():
     table, *_ = tables(REPRODUCE)
     assert [row[1:] for row in table[1:]] == [
