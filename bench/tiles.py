@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import transformers
 from _pages import BROWSER, draw_page, png, write_pages
+from _plain import processor
 from PIL import Image
 
 from stairstep.records import describe_environment, write_json
@@ -101,16 +101,6 @@ def one_core() -> Iterator[None]:
         os.sched_setaffinity(0, every)
 
 
-def processor() -> Any:
-    """The torchvision processor of transformers at these settings."""
-    geometry = SETTINGS.geometry()
-    size = {"shortest_edge": geometry.min_pixels, "longest_edge": geometry.max_pixels}
-    kind = transformers.Qwen2VLImageProcessorFast if transformers.__version__ < "5" else transformers.Qwen2VLImageProcessor
-    made = kind(size=size, patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    assert getattr(made, "backend", "torchvision") == "torchvision"
-    return made
-
-
 # --- the store
 
 
@@ -140,7 +130,7 @@ class Filled:
 
 def ways(filled: Filled) -> list[Way]:
     """The peer first, then ours."""
-    made = processor()
+    made, _ = processor(SETTINGS)
 
     def peer() -> Callable[[Path], torch.Tensor]:
         return lambda path: made(images=[Image.open(path)], return_tensors="pt")["pixel_values"]
@@ -299,7 +289,7 @@ class Wait:
 
 def waits(filled: Filled, folder: Path, rounds: int) -> list[Wait]:
     """How long an evaluation's tiles keep a device waiting that needs no time for itself."""
-    made, saved = processor(), []
+    (made, _), saved = processor(SETTINGS), []
     folder.mkdir()
     for path in filled.files[:SAVED]:
         saved.append(folder / f"{path.stem}.pt")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+from math import comb
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+from stairstep.data.fetch_report import UNITS, Count
+from stairstep.evaluation.statistics import wilson
+from stairstep.evaluation.table import short
+from stairstep.models.load import build_on_meta, trainable_line
 from stairstep.settings import to_plain
 from stairstep.settings.hints import options_of
 from stairstep.settings.yaml_text import parse_yaml
@@ -17,6 +22,10 @@ from stairstep.tasks import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 V8R = ROOT / "recipes" / "v8r.yaml"
+REPRODUCE = ROOT / "docs" / "reproduce.md"
+PAIRS_LINE, TEXTS_LINE = "Loaded %d valid pairs from %s", "Loaded %d text pairs from %s"
+SET_LINE = "Loaded test '%s': %d questions, %d tiles from %s"
+VARIANTS = sorted((ROOT / "recipes" / "v8r").glob("*.yaml"))
 
 SEED_COMMAND = r"""
 cd train CUDA_VISIBLE_DEVICES= uv run python train_contrastors.py \
@@ -106,7 +115,7 @@ def tables(path: Path) -> list[list[list[str]]]:
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if not inside:
                 found.append([])
-            if not set("".join(cells)) <= {"-", " "}:
+            if not set("".join(cells)) <= {"-", ":", " "}:
                 found[-1].append(cells)
         inside = line.startswith("| ")
     return found
@@ -153,6 +162,7 @@ def test_keys_are_told_from_words_that_are_none():
 def test_every_flag_of_the_seed_has_its_row_and_no_other_has():
     flags = seed_flags()
     assert len(flags) == 22
+    assert flags["--lr"] == "7e-6" and flags["--lora-vit"] is None, "a flag is read with its value, a switch without one"
     assert [coded(row[0]) for row in FLAGS[1:]] == [[flag] for flag in flags]
 
 
@@ -167,23 +177,184 @@ def test_a_row_names_keys_that_exist_and_the_values_of_v8r(row: list[str]):
         [there] = values_at(plain, key)
         assert parse_yaml(f"value: {value}", "docs").value["value"].value == there, key
         if name in ALIKE:
-            assert seed_flags()[name] in (value, str(there), None), name
+            assert seed_flags()[name] in (value, str(there)), name
+
+
+def test_no_two_flags_are_said_to_be_one_key():
+    """50 steps are the text warmup, the evaluations and the checkpoints: equal values would hide a key in the wrong row."""
+    keys = [key for row in (*FLAGS[1:], *FIXED[1:]) for key in coded(row[1])]
+    assert sorted(set(keys)) == sorted(keys)
 
 
 def test_what_is_alike_is_among_the_flags():
     assert set(seed_flags()) > ALIKE
 
 
+def leaves(plain: Any, key: str = "") -> dict[str, Any]:
+    """The values of a resolved recipe by dotted key, less the name of its run."""
+    if isinstance(plain, dict) and plain:
+        return {one: value for name, child in plain.items() for one, value in leaves(child, f"{key}.{name}" if key else name).items()}
+    return {} if key == "run.name" else {key: plain}
+
+
+def differences(recipe: Recipe) -> set[str]:
+    """The keys in which a recipe is not v8r; what lies below a key that is null counts as that key."""
+    mine, its = leaves(to_plain(recipe)), leaves(to_plain(load_recipe(V8R)))
+    absent = {key for key in mine.keys() | its.keys() if (key in mine) != (key in its)}
+    nulls = {key for key, value in mine.items() if value is None and any(one.startswith(f"{key}.") for one in its)}
+    assert all(any(one == null or one.startswith(f"{null}.") for null in nulls) for one in absent), absent
+    return nulls | {key for key in mine.keys() & its.keys() if mine[key] != its[key]}
+
+
+def first_comment(path: Path) -> str:
+    return " ".join(line.removeprefix("#").strip() for line in path.read_text().split("extends:")[0].splitlines())
+
+
+def said_to_differ(path: Path) -> tuple[set[str], dict[str, set[str]]]:
+    """The keys that a recipe's first comment names as other than v8r's, and those of them that it gives to a flag."""
+    said = re.split(r"\. Measured|;", first_comment(path).split("Other than v8r: ")[1])[0].strip().removesuffix(".")
+    keys: set[str] = set()
+    flags: dict[str, set[str]] = {}
+    for item in said.split(", "):
+        found = set(re.findall(r"[a-z_]+(?:\.\w+)+", item))
+        keys |= found
+        for flag in re.findall(r"\((--[a-z-]+)\)", item):
+            flags[flag] = found
+    return keys, flags
+
+
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_a_variant_of_v8r_differs_in_exactly_the_keys_that_its_comment_says(path: Path):
+    keys, flags = said_to_differ(path)
+    assert keys == differences(load_recipe(path))
+    mapped = {coded(row[0])[0]: set(coded(row[1])) for row in FLAGS[1:]}
+    for flag, group in flags.items():
+        assert group == mapped[flag], f"{flag} is {mapped[flag]}, says docs/seed000.md"
+    of_flags = {key for group in mapped.values() for key in group}
+    assert keys & of_flags == {key for group in flags.values() for key in group}, "a key that is a flag of the seed's is said to be one"
+
+
+def test_the_stairs_turn_one_of_the_seeds_flags_at_a_time_up_to_v8r_itself():
+    stairs = [seed_flags_off(V8R.parent / "v8r" / f"{name}.yaml") for name in ("in_batch", "hard_negatives", "text_warmup", "vit_lora")]
+    assert stairs == [
+        {"--num-hard-negatives", "--text-warmup-steps", "--lora-vit"},
+        {"--text-warmup-steps", "--lora-vit"},
+        {"--lora-vit"},
+        set(),
+    ]
+
+
+def seed_flags_off(path: Path) -> set[str]:
+    """The flags of the seed's command that a recipe takes back, by docs/seed000.md."""
+    changed = differences(load_recipe(path))
+    off = {coded(row[0])[0] for row in FLAGS[1:] if changed & set(coded(row[1]))}
+    plain = to_plain(load_recipe(path))
+    values = [value for row in FLAGS[1:] if coded(row[0])[0] in off for key in coded(row[1]) for value in values_at(plain, key)]
+    assert not any(values), "off means 0 or false"
+    return off
+
+
+def test_differences_are_found():
+    """What the tests of the variants stand on."""
+    assert differences(load_recipe(V8R)) == set()
+    assert differences(load_recipe(V8R, ["run.name=other", "optim.steps=351"])) == {"optim.steps"}
+    assert differences(load_recipe(V8R, ["model.adapter=null"])) == {"model.adapter"}
+    assert len(VARIANTS) == 8
+
+
 @pytest.mark.parametrize("row", ABLATIONS[1:], ids=lambda row: row[0])
 def test_an_ablation_is_an_override_that_changes_v8r(row: list[str]):
     [override] = coded(row[1])
     overrides = override.split(" ") if "[{" not in override else [override]
-    assert load_recipe(V8R, overrides) != load_recipe(V8R)
+    changed = load_recipe(V8R, overrides)
+    assert changed != load_recipe(V8R)
+    for recipe in coded(row[2]):
+        assert leaves(to_plain(load_recipe(ROOT / recipe))) == leaves(to_plain(changed)), "the recipe is the override"
+
+
+def test_every_variant_but_the_two_ends_of_the_stairs_stands_among_the_ablations():
+    named = {ROOT / recipe for row in ABLATIONS[1:] for recipe in coded(row[2])}
+    assert named == {path for path in VARIANTS if path.stem not in ("base", "vit_lora")}
 
 
 def test_the_knobs_of_the_ablations_are_all_there():
     text = " ".join(row[1] for row in ABLATIONS)
     assert [knob for knob in KNOBS if knob not in text] == []
+
+
+# --- what docs/reproduce.md says to expect
+
+
+def fenced(path: Path) -> list[str]:
+    """The lines of a document that stand in its blocks of code."""
+    return [line for block in path.read_text(encoding="utf-8").split("```")[1::2] for line in block.splitlines()]
+
+
+def test_the_lines_that_a_reproduction_expects_are_the_codes_with_the_recipes_counts():
+    recipe = load_recipe(V8R)
+    expected = {(one.repo, name): count for one in recipe.data.fetch for name, count in one.expect.items()}
+    lines = fenced(REPRODUCE)
+    fetched = [f"{Count(name, UNITS[Path(name).suffix], count, count).line()} ({repo})" for (repo, name), count in expected.items()]
+    assert [line for line in lines if line.startswith("✓")] == fetched
+
+    rows = {name: count for (_, name), count in expected.items()}
+    [questions] = recipe.evaluation.sets
+    logged = [(PAIRS_LINE, rows[Path(one.path).name], one.path) for one in (*recipe.data.train, *recipe.data.validation)]
+    logged += [(TEXTS_LINE, rows["chunk_*/filtered_hn.jsonl"], one.path) for one in recipe.data.text]
+    logged += [(SET_LINE, questions.name, rows["test_miniv8/test_miniv8.json"], rows["test_miniv8/tiles.tar"], "…")]
+    assert [line for line in lines if line.startswith("Loaded")] == [form % tuple(values) for form, *values in logged]
+    source = (ROOT / "platform" / "stairstep" / "tasks" / "loading.py").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'_LOG\.info\("(Loaded [^"]+)"', source)) == sorted({PAIRS_LINE, TEXTS_LINE, SET_LINE})
+
+
+def test_the_adapters_lines_are_those_of_a_dry_run():
+    model, placement = build_on_meta(load_recipe(V8R).model)
+    lines = fenced(REPRODUCE)
+    assert placement.describe() in lines
+    assert trainable_line(model) in lines
+
+
+def locked(name: str) -> dict[str, str]:
+    """The versions that a file of requirements/ pins."""
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", text, re.MULTILINE))
+
+
+def test_the_papers_environment_is_the_seeds_and_otherwise_the_base():
+    """Versions from the seed's own table, and by name in docs/reproduce.md; what hangs on neither torch nor transformers is as it is."""
+    paper, base = locked("paper.txt"), locked("base.txt")
+    text = REPRODUCE.read_text(encoding="utf-8")
+    for name, version in {"torch": "2.9.1", "transformers": "4.57.1", "nvidia-cudnn-cu12": "9.20.0.48"}.items():
+        assert paper[name] == version
+        assert version in text
+    others = {name for name in paper.keys() & base.keys() if paper[name] != base[name]}
+    assert others == {"torch", "torchvision", "triton", "transformers", "tokenizers", "huggingface-hub", "sentence-transformers"}
+    lock = (ROOT / "requirements" / "paper.txt").read_text(encoding="utf-8")
+    assert lock.count("--hash=sha256:") >= len(paper) > 100
+    assert "://" not in lock, "no registry's address"
+
+
+def test_expected_figures_have_their_intervals():
+    table, *_ = tables(REPRODUCE)
+    assert [row[1:] for row in table[1:]] == [
+        [short(one.value), str(correct), f"[{short(one.low)} {short(one.high)}]"]
+        for correct, one in ((correct, wilson(correct, 400)) for correct in (286, 292, 314))
+    ]
+    text = REPRODUCE.read_text(encoding="utf-8")
+    error = (0.785 * 0.215 / 400) ** 0.5
+    assert f"{100 * error:.2f} points at .785" in text
+    assert f"at least {short(0.785 - 2 * error)}, two standard errors below" in text
+    middle, of_base = 0.7225, 2 * (0.7225 * 0.2775 / 400) ** 0.5
+    assert f"from {middle - of_base:.2f} to {middle + of_base:.2f}:".replace("0.", ".") in text
+    assert mcnemar_p(25, 150) < 0.05 < mcnemar_p(25, 170), "about 150, says the text"
+    assert mcnemar_p(18, 60) < 0.05 < mcnemar_p(16, 60), "18 of 60, says the text"
+
+
+def mcnemar_p(net: int, changed: int) -> float:
+    """The exact two-sided p-value of `net` more questions that turned right than wrong, of so many that changed (one less if need be)."""
+    wrong = (changed - net) // 2
+    n = 2 * wrong + net
+    return min(1.0, 2 * sum(comb(n, k) for k in range(wrong + 1)) / 2**n)
 
 
 def documents() -> list[Path]:
