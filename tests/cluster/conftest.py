@@ -107,13 +107,13 @@ def last_step(folder: Path) -> int:
     return steps[-1]
 
 
-def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, patience_s: float = PATIENCE_S, every_s: float = 0.005) -> Any:
     """Look every few milliseconds until something is true."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.005)
+        time.sleep(every_s)
     raise AssertionError(f"{what}: not within {patience_s:.0f} s")
 
 

@@ -169,6 +169,18 @@ def test_past_the_bound_of_the_queue_it_says_when_to_come_back(reader, in_proces
     assert [content(one) for one, _ in served[:3]] == [in_process(*question, tokens=150) for _, question in served[:3]]
 
 
+def test_what_the_dashboard_asks_of_serve_is_exported(reader, tools):
+    from scraping import names_asked_for, scrape
+
+    asked = {name for name in names_asked_for() if name.startswith("ray_serve_")}
+    assert len(asked) > 3
+
+    def missing() -> set[str]:
+        return asked - {one.name for one in scrape() if one.labels.get("application") == "reader"}
+
+    tools.wait(lambda: not missing(), f"all of {sorted(asked)}", every_s=0.5)
+
+
 def worked(one: psutil.Process) -> float:
     """Seconds of a CPU that a process has used."""
     times = one.cpu_times()

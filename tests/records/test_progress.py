@@ -66,6 +66,24 @@ def test_a_line_a_minute_with_phase_and_the_pace_since_the_line_before():
     assert stream.getvalue().splitlines()[2:] == ["training 80/1000 loss 1.0000, phase main, 0.5 steps/s, 50% waiting for data, eta 19:10"]
 
 
+def test_what_else_there_is_to_say_is_asked_for_when_a_line_is_due():
+    stream, asked = io.StringIO(), []
+
+    def besides() -> str:
+        asked.append(1)
+        return "GPU 93% busy" if len(asked) == 1 else ""
+
+    progress = Progress(9, stream=stream, every_s=1000, besides=besides)
+    for step in (1, 2, 3):
+        progress.update(step, {"loss": 1.0})
+    progress.close()
+    assert [line.split(", eta")[0] for line in stream.getvalue().splitlines()] == [
+        "training 1/9 loss 1.0000, GPU 93% busy",
+        "training 3/9 loss 1.0000",
+    ]
+    assert len(asked) == 2
+
+
 def test_a_loop_that_ends_early_shows_its_last_step_once():
     stream = io.StringIO()
     progress = Progress(10, stream=stream, every_s=1000)

@@ -91,6 +91,30 @@ def test_an_evaluation_that_goes_on_and_those_that_wait(tmp_path: Path):
     assert "  evaluations: done at step 0, step 80 being evaluated, waiting: step 40, next at step 100" in run_lines(standing_of(path, NOW))
 
 
+def test_gpu_evaluations_beside_training_and_the_reader(tmp_path: Path):
+    path = make_run(tmp_path / "r", step=90, gpu={"busy": 0.5, "reserved_gb": 31.4, "total_gb": 141.0})
+    evaluated(path, 0, 0.25)
+    (path / "beside").mkdir()
+    for step in (0, 40, 80):
+        (path / "beside" / f"wanted-{step}").touch()
+    (path / "beside" / "found-0.json").write_text("{}")
+    reading = {"step": 40, "name": "q", "done": 10, "of": 40, "asked": 4, "seconds": 3.0, "time": NOW}
+    (path / "reading.json").write_text(json.dumps(reading))
+    one = standing_of(path, NOW)
+    assert one.open == [40, 80]
+    assert run_lines(one)[3:6] == [
+        "  GPU 50% busy, 31.4 of 141 GB, of the first worker",
+        "  evaluations: done at step 0, open beside training: steps 40, 80, next at step 100",
+        "  q at step 40: 10 of 40 questions done, reader 0.75 s an answer",
+    ]
+    row = "0.5 steps/s, 10% waiting, GPU 50% busy, 31.4 of 141 GB, 2 evaluations open, reader 0.75 s an answer, step 0: R@1 0.250"
+    assert status_lines(tmp_path, NOW) == [f"  r  running  90/100, main, 30 s left, {row}"]
+    (path / "reading.json").write_text(json.dumps({**reading, "done": 40}))
+    assert "  reader 0.75 s an answer at step 40" in run_lines(standing_of(path, NOW))
+    (path / "reading.json").write_text(json.dumps({**reading, "done": 40, "asked": 0, "seconds": 0.0}))
+    assert not any("reader" in line for line in run_lines(standing_of(path, NOW)))
+
+
 def test_a_finished_run_has_no_time_left_and_is_never_silent(tmp_path: Path):
     path = make_run(tmp_path / "r", "finished", step=100, heartbeat=0.0, message="converged")
     text = "\n".join(run_lines(standing_of(path, NOW)))
@@ -108,7 +132,7 @@ def test_a_dead_run_a_silent_one_a_slow_one_and_one_that_left_its_stacks(tmp_pat
     assert silent.trouble == "silent"
     assert "  SILENT for 5 min" in run_lines(silent)
     looking = standing_of(make_run(tmp_path / "looking", "evaluating", heartbeat=NOW - 300), NOW)
-    assert "  SILENT for 5 min; an evaluation says nothing before its end" in run_lines(looking)
+    assert "  SILENT for 5 min; an evaluation says nothing while it embeds" in run_lines(looking)
     slow = make_run(tmp_path / "slow", heartbeat=NOW - 300)
     (slow / "metrics.jsonl").write_text('{"step": 50, "time": 9000, "train/loss": 1, "time/step_seconds": 200, "time/wait_seconds": 0}\n')
     assert standing_of(slow, NOW).trouble == ""

@@ -1,6 +1,7 @@
 """Retrieved rows are answered by the recipe's reader, from the tiles as they lie on the disk; its absence is told before any step."""
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from stairstep.evaluation.question_set import RetrievalResult
 from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.evaluation.settings import EvaluationSettings, LocalReaderSettings, PriceSettings
 from stairstep.evaluation.table import qa_lines
+from stairstep.records import RunFolder
+from stairstep.records.reading import Reading
 from stairstep.settings import InputError, RecipeError, build, from_plain
 from stairstep.tasks.answering import Answering
 from stairstep.tiles import TileReader, TileSettings
@@ -62,6 +65,35 @@ def test_every_row_is_answered_and_a_bad_tile_fails_its_own_question(result: Ret
     assert done.metrics() == {"toy/qa_score": 0.0}
     assert done.summary()["qa"]["report"]["coverage"] == 0.5
     assert done.facts["timings"]["read_s"] > 0 and done.facts["timings"]["grade_s"] >= 0
+
+
+def test_it_is_told_how_far_the_reading_is_and_what_an_answer_takes(result: RetrievalResult, tmp_path: Path) -> None:
+    settings = EvaluationSettings(reader=LocalReaderSettings(model=str(write_random_checkpoint(tmp_path / "reader", "reader"))))
+    ask = answering(replace(settings, top_k_read=2), tmp_path)
+    told: list[Reading] = []
+    ask.reading = RunFolder(tmp_path).reading_file(told.append)
+    ask.answered(result, 40)
+    first, last = told[0], told[-1]
+    assert (first.step, first.name, first.done, first.of) == (40, "toy", 0, 2)
+    assert (last.done, last.asked) == (2, 1), "the broken tile's question is done, and nobody was asked"
+    assert last.seconds > 0
+    ask.answered(result, 80)
+    assert (told[-1].step, told[-1].done, told[-1].asked, told[-1].seconds_each) == (80, 2, 0, None), "the ledger knew"
+
+
+def test_a_remote_reader_is_timed_from_question_to_answer(one: RetrievalResult, tmp_path: Path) -> None:
+    def slowly(request: Request) -> str:
+        time.sleep(0.2 if request.body["model"] == READER else 0.0)
+        return honest(request)
+
+    with EvaluationServer(slowly) as server:
+        ask = answering(asking(server), tmp_path)
+        ask.reading = RunFolder(tmp_path).reading_file()
+        ask.answered(replace(one, rows=one.rows * 3), 8)
+    told = RunFolder(tmp_path).reading
+    assert told is not None
+    assert (told.done, told.of, told.asked) == (3, 3, 1), "the same question three times is asked once"
+    assert told.seconds_each is not None and told.seconds_each >= 0.2
 
 
 def test_without_a_reader_nothing_is_asked(result: RetrievalResult, tmp_path: Path) -> None:

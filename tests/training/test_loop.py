@@ -1,5 +1,6 @@
 """The loop's order of events, its resume to the bit, averaging, refusals and early stopping, on a toy task with a known answer."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from stairstep.training import (
+    EVALUATION_WAIT,
     Cadence,
     EvaluationReport,
     NonFiniteError,
@@ -61,9 +63,14 @@ class ToyJournal:
         self.order: list[str] = []
         self.saved: dict[int, tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor], int]] = {}
         self.best: list[int | None] = []
+        self.held: list[int] = []  # steps that said how long their evaluation held training up
         self.stop_at = stop_at
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        if EVALUATION_WAIT in values:
+            assert list(values) == [EVALUATION_WAIT] and values[EVALUATION_WAIT] >= 0
+            self.held.append(step)
+            return
         kept = {name: value for name, value in values.items() if not name.startswith("time/")}
         self.events.append((step, kept))
         self.order.append(f"{next(iter(kept)).split('/')[0]}@{step}")
@@ -274,6 +281,29 @@ def test_the_loss_own_parameters_are_not_decayed() -> None:
     assert groups["objective"]["lr"] == 0.02
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+def test_an_evaluation_says_how_long_it_held_training_up(pause_s: float) -> None:
+    class Slow(ToyTask):
+        def evaluate(self, step: int) -> EvaluationReport:
+            time.sleep(pause_s)
+            return super().evaluate(step)
+
+    waits: dict[int, float] = {}
+
+    class Timed(ToyJournal):
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            waits.update({step: values[EVALUATION_WAIT]} if EVALUATION_WAIT in values else {})
+            super().log(step, values)
+
+    journal = Timed()
+    trainer(Slow(), journal, cadence=Cadence(validation=1, evaluation=4)).run()
+    assert list(waits) == journal.held == [0, 4, 8, 12]
+    assert all(one >= pause_s for one in waits.values())
+    waits.clear()
+    trainer(Slow(), Timed(), cadence=Cadence(validation=1, evaluation=4, evaluation_waits=True)).run()
+    assert not waits, "those that wait for the end of training hold none of it up"
+
+
 # --- evaluation beside training
 
 
@@ -320,6 +350,7 @@ def test_what_others_find_is_taken_in_once_each_and_in_order(late: int):
     assert [(step, values["toy/hit@1"]) for step, values in journal.events if "toy/hit@1" in values] == list(SCORES.items())
     assert (outcome.reason, outcome.best_step, outcome.best_score) == ("finished", 4, 0.5)
     assert [one for one in journal.best if one is not None][:1] == [2]  # the untrained step 0 is never the best
+    assert journal.held == list(SCORES)
     assert set(SCORES) <= set(journal.saved)
 
 
@@ -330,6 +361,15 @@ def test_training_waits_only_for_more_than_may_be_open():
     assert journal.order.index("arrived@0") > journal.order.index("train@6")
     assert journal.order.index("arrived@4") > journal.order.index("train@10")
     assert beside(late=1, most=3)[0].waited == [12]
+
+
+def test_a_run_that_converges_at_its_last_step_still_takes_in_what_is_open():
+    journal = Beside({**SCORES, 10: 0.2, 12: 0.9}, late=100)
+    made = trainer(ToyTask(), journal, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=2), stop_after=3)
+    outcome = made.run()
+    assert (outcome.step, outcome.best_step, outcome.best_score) == (12, 12, 0.9)
+    assert outcome.reason == "finished"
+    assert made.waiting == ()
 
 
 def test_a_stop_while_waiting_leaves_the_rest_to_the_next_life():

@@ -20,6 +20,7 @@ from stairstep.settings import TrainingError, to_plain
 from stairstep.tasks import ClusterSettings, Recipe
 from stairstep.tasks.beside import Beside
 
+from .metrics import RunMetrics
 from .session import Session, worker_resources
 from .work import failure_of, failure_record
 
@@ -38,7 +39,7 @@ class RemoteEvaluator:
         """Evaluate a step of a run; returns the error, if there is one."""
         from stairstep.tasks.evaluator import Evaluator  # here: who only deals out steps needs no model library
 
-        self._evaluator = self._evaluator or Evaluator()
+        self._evaluator = self._evaluator or Evaluator(RunMetrics)
         try:
             self._evaluator.evaluate(plain, step)
         except Exception as error:  # noqa: BLE001 - the driver raises it again
@@ -84,6 +85,7 @@ class EvaluatorPool:
         self._plain = to_plain(recipe)
         self._actors = evaluators(recipe.cluster)
         self._open: dict[Any, tuple[int, int]] = {}  # by reference of the call: the step, and who has it
+        self._metrics = RunMetrics(folder.path)
         self._deaths = 0
         self._down = [-math.inf] * len(self._actors)  # when each was last found dead
 
@@ -99,9 +101,11 @@ class EvaluatorPool:
                 continue
             if record is not None:
                 raise failure_of(record)
+        wanted = self._beside.wanted()
+        self._metrics.set("open_evaluations", len(wanted))
         dealt = {step for step, _ in self._open.values()}
         up = [place for place, since in enumerate(self._down) if time.monotonic() - since > _REST_S]
-        for step in self._beside.wanted():
+        for step in wanted:
             if step not in dealt and up:
                 place = min(up, key=lambda one: sum(who == one for _, who in self._open.values()))
                 self._open[self._actors[place].evaluate.remote(self._plain, step)] = (step, place)

@@ -25,6 +25,7 @@ from stairstep.settings import errors as project_errors
 from stairstep.tasks import Recipe
 from stairstep.tasks.resolve import run_folder_path
 
+from .metrics import RunMetrics
 from .screen import on_screen
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def work(config: Mapping[str, Any]) -> dict[str, Any]:
             wait_for_folder(path)
             if workers.rank == 0:
                 wait_for_claim(RunFolder(path), PATIENCE_S).release()
-            return asdict(train(recipe, workers, reported=lambda step, values: _report(path, step, values)).outcome)
+            metrics = RunMetrics(path, recipe.optim.steps) if workers.rank == 0 else None
+            return asdict(train(recipe, workers, reported=lambda step, values: _report(path, step, values), listener=metrics).outcome)
         except (RuntimeError, OSError):  # a lost peer, device or file system looks like this: the driver may try again
             raise WorkerFailed(traceback.format_exc()) from None
         except Exception as error:  # noqa: BLE001 - the driver raises it again

@@ -29,7 +29,7 @@ class Progress:
 
     `update` takes a step's metrics as they are logged and shows those that it knows: loss, accuracy, lr, temperature, step_seconds,
     wait_seconds (waiting for data), whatever stands before the last slash of their names. A plain line comes about once a minute: step,
-    metrics, phase, throughput, the share of it that was waiting for data, and the time left.
+    metrics, phase, throughput, the share of it that was waiting for data, what `besides` has to say then, and the time left.
     """
 
     def __init__(
@@ -41,13 +41,14 @@ class Progress:
         stream: TextIO | None = None,
         every_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
+        besides: Callable[[], str] = str,
     ) -> None:
         self.total = total
         self._what = what
         self._enabled = enabled
         self._stream = stream if stream is not None else sys.stderr
         self._every_s = every_s
-        self._clock = clock
+        self._clock, self._besides = clock, besides
         self._start, self._began = start, clock()
         self._step, self._shown_at, self._fields, self._phase = start, float("-inf"), "", ""
         self._since: list[dict[str, float]] = []  # the steps since the last line
@@ -92,7 +93,8 @@ class Progress:
         eta = f"eta {tqdm.format_interval(left)}" if self._step < self.total else ""
         what = f"{self._what} {self._step}/{self.total} {self._fields}".rstrip()
         phase = f"phase {self._phase}" if self._phase else ""
-        print(", ".join(one for one in (what, phase, shown_pace(pace_of(self._since)), eta) if one), file=self._stream, flush=True)
+        said = (what, phase, shown_pace(pace_of(self._since)), self._besides(), eta)
+        print(", ".join(one for one in said if one), file=self._stream, flush=True)
         self._shown_at, self._shown_step, self._since = self._clock(), self._step, []
 
 

@@ -21,6 +21,7 @@ from .environment import describe_environment, same_software
 from .files import parse_temporary, read_json, write_atomically, write_json
 from .folders import is_complete, new_folder, remove_folder, sweep
 from .metrics import MetricLog
+from .reading import READING, Reading, ReadingFile, read_reading
 from .resume import check_same_recipe, read_recipe
 from .stalls import STALLED
 from .status import State, Status, StatusFile, read_status
@@ -30,6 +31,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _SET_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", flags=re.ASCII)
 _OWN_FILES = (
     "status.json",
+    READING,
     "metrics.jsonl",
     "trackers.jsonl",
     "environment.json",
@@ -210,6 +212,15 @@ class RunFolder:
     def heartbeat(self, step: int | None = None, state: State | None = None) -> None:
         """Say that the run lives; cheap enough for every step."""
         self._status.heartbeat(step, state)
+
+    @property
+    def reading(self) -> Reading | None:
+        """What reading.json says now, or None."""
+        return read_reading(self.path / READING)
+
+    def reading_file(self, told: Callable[[Reading], None] = lambda one: None) -> ReadingFile:
+        """The writer of reading.json, for who asks the questions of an evaluation."""
+        return ReadingFile(self.path / READING, told)
 
     # --- checkpoints and results
 

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from stairstep.settings import DataError
 
 from .files import host_name, process_is_alive, read_json, write_json
+from .gpu import GpuUse, gpu_use
 
 State = Literal["preparing", "running", "evaluating", "stopping", "finished", "failed", "stopped"]
 ACTIVE: frozenset[State] = frozenset({"preparing", "running", "evaluating", "stopping"})
@@ -34,6 +35,7 @@ class Status:
     pid: int
     host: str
     message: str = ""
+    gpu: GpuUse | None = None  # of the process that writes; None where it uses none
 
     def active(self) -> bool:
         """Whether the run says that it is at work."""
@@ -93,6 +95,6 @@ class StatusFile:
         )
 
     def _write(self, durable: bool) -> None:
-        self._now = dataclasses.replace(self._now, heartbeat=time.time(), pid=os.getpid(), host=host_name())
+        self._now = dataclasses.replace(self._now, heartbeat=time.time(), pid=os.getpid(), host=host_name(), gpu=gpu_use())
         write_json(self.path, dataclasses.asdict(self._now), durable)
         self._written = self._clock()

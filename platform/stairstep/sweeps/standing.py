@@ -16,9 +16,11 @@ from typing import Any, Literal
 from stairstep.evaluation.evaluated import steps_evaluated
 from stairstep.records import RunFolder, Status, read_json, result_paths, series
 from stairstep.records.pace import SECONDS, WINDOW, Pace, pace_of
+from stairstep.records.reading import Reading
 from stairstep.records.stalls import STALLED
 from stairstep.settings import DataError, InputError
 from stairstep.tasks import load_recipe
+from stairstep.tasks.beside import Beside
 from stairstep.training import PhasePlan
 
 from .folder import SweepFolder
@@ -47,6 +49,8 @@ class Standing:
     due: Sequence[int]  # steps whose evaluation is to come, one that is going on among them
     scores: Mapping[str, float]  # of the last evaluation
     stacks: Sequence[Path]  # written since the last heartbeat
+    open: Sequence[int] = ()  # steps handed to evaluators beside training and not found yet
+    reading: Reading | None = None  # how far the questions of the evaluation at hand, or of the last one, are answered
 
     @property
     def evaluating(self) -> bool:
@@ -82,6 +86,8 @@ def standing_of(path: Path, now: float | None = None) -> Standing:
         due=due if status.active() else (),
         scores=_scores(path, evaluated[-1]) if evaluated else {},
         stacks=stacks,
+        open=Beside(folder).open() if status.active() else (),
+        reading=folder.reading,
     )
 
 

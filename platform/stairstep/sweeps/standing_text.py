@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stairstep.records import RunFolder
+from stairstep.records.gpu import shown_gpu
 from stairstep.records.pace import Pace
+from stairstep.records.reading import shown_reading
 from stairstep.settings import StairstepError
 
 from .folder import SweepFolder, TrialRecord, shown_point
@@ -41,7 +43,11 @@ def run_lines(one: Standing) -> list[str]:
             "  "
             + ", ".join(f"{'' if name == 'train' else name + ' '}loss {loss:.4f} at step {at}" for name, (at, loss) in one.losses.items())
         )
+    if status.active() and status.gpu is not None:
+        lines.append(f"  {shown_gpu(status.gpu)}, of the first worker")
     lines.append(f"  evaluations: {_evaluations(one)}")
+    if reading := _reading(one):
+        lines.append(f"  {reading}")
     if one.scores:
         lines.append(f"  step {one.evaluated[-1]}: {_scores(one)}")
     if status.active():
@@ -86,12 +92,25 @@ def _evaluations(one: Standing) -> str:
     if not one.evaluated and not one.due:
         return "none"
     done = f"done at {_steps(one.evaluated)}" if one.evaluated else "none done"
-    if one.evaluating:
+    if one.evaluating and not one.open:
         done += f", step {one.status.step} being evaluated"
-    waiting = [step for step in one.due if step < one.status.step]
+    beside = f", open beside training: {_steps(one.open)}" if one.open else ""
+    due = [step for step in one.due if step not in one.open]
+    waiting = [step for step in due if step < one.status.step]
     late = f", waiting: {_steps(waiting)}" if waiting else ""
-    coming = [step for step in one.due if step > one.status.step or (step == one.status.step and not one.evaluating)]
-    return done + late + (f", next at step {coming[0]}" if coming else "")
+    coming = [step for step in due if step > one.status.step or (step == one.status.step and not one.evaluating)]
+    return done + beside + late + (f", next at step {coming[0]}" if coming else "")
+
+
+def _reading(one: Standing) -> str:
+    """How far the questions of an evaluation are answered while they are, and how long an answer takes or took."""
+    reading = one.reading
+    if reading is None:
+        return ""
+    speed = shown_reading(reading)
+    if one.status.active() and reading.done < reading.of:
+        return f"{reading.name} at step {reading.step}: {reading.done} of {reading.of} questions done" + (f", {speed}" if speed else "")
+    return f"{speed} at step {reading.step}" if speed else ""
 
 
 def _steps(steps: Sequence[int]) -> str:
@@ -107,7 +126,7 @@ def _scores(one: Standing) -> str:
 
 def _trouble(one: Standing) -> list[str]:
     """What is wrong, and what to do."""
-    busy = "; an evaluation says nothing before its end" if one.evaluating else ""
+    busy = "; an evaluation says nothing while it embeds" if one.evaluating else ""
     said = {
         "": [],
         "dead": ["DEAD: its process is gone; the same command goes on from its last checkpoint"],
@@ -127,6 +146,8 @@ def _row(name: str, run: Path, now: float) -> list[str]:
     state = one.trouble.upper() or one.status.state
     left = f"{span(one.left_s)} left" if active and one.left_s is not None else ""
     pace = f"{_speed(one.pace)}, {one.pace.wait_share:.0%} waiting" if active and one.pace is not None else ""
+    gpu, reader = (shown_gpu(one.status.gpu), shown_reading(one.reading)) if active else ("", "")
+    beside = f"{len(one.open)} evaluations open" if one.open else ""
     scored = f"step {one.evaluated[-1]}: {_scores(one)}" if one.scores else ""
     stacks = f"stacks: {', '.join(map(str, one.stacks))}" if one.trouble == "stalled" else ""
     why = one.status.message if one.status.state == "failed" else ""
@@ -134,7 +155,7 @@ def _row(name: str, run: Path, now: float) -> list[str]:
         name,
         state,
         f"{one.status.step}/{one.status.of}",
-        *(part for part in (one.phase if active else "", left, pace, scored, stacks, why) if part),
+        *(part for part in (one.phase if active else "", left, pace, gpu, beside, reader, scored, stacks, why) if part),
     ]
 
 

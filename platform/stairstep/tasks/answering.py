@@ -30,12 +30,15 @@ from stairstep.models.reading import Reader, load_reader
 from stairstep.models.sources import locate
 from stairstep.models.weights import weight_files
 from stairstep.records import read_json
+from stairstep.records.reading import ReadingFile
 from stairstep.settings import TileError
 from stairstep.tiles import RESAMPLER, TileReader, TileSettings
 
 Row = dict[str, Any]
 Said = dict[str, Any]  # what the ledger keeps of an answer or a grade, with its tokens; or a `failure` in its place
 Missing = Literal["answers", "grades"]
+Told = Callable[[float | None], None]
+"""Hears of every question that is done: the seconds that the reader took for its answer, None where it gave none or was not asked."""
 _SUMMED = ("asked", "waited", "requests", "prompt_tokens", "completion_tokens", "cost")
 
 
@@ -80,8 +83,8 @@ class AnswerSource(Protocol):
     def key(self, asked: Asked) -> dict[str, Any]:
         """Everything that an answer depends on."""
 
-    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
-        """What was said to each question."""
+    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept, told: Told) -> list[Entry | Failure]:
+        """What was said to each question; `told` hears of each as it is done."""
 
 
 class LocalAnswers:
@@ -111,11 +114,13 @@ class LocalAnswers:
             "max_new_tokens": self._settings.max_new_tokens,
         }
 
-    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
+    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept, told: Told) -> list[Entry | Failure]:
         """Kept answers, and one pass of the model over the rest."""
         keys = [self.key(one) for one in asked]
         open_places = [place for place, key in enumerate(keys) if ledger.find("answer", key) is None]
-        said = dict(zip(open_places, self._said([asked[place] for place in open_places]), strict=True))
+        for _ in range(len(keys) - len(open_places)):
+            told(None)
+        said = dict(zip(open_places, self._said([asked[place] for place in open_places], told), strict=True))
         found: list[Entry | Failure] = []
         for place, key in enumerate(keys):
             text = said.get(place)
@@ -130,14 +135,18 @@ class LocalAnswers:
             text = self._reader().answer(asked.question, [self._tiles.load(path).pixels for path in asked.paths])
         return {"text": text, "prompt_tokens": 0, "completion_tokens": 0}
 
-    def _said(self, asked: Sequence[Asked]) -> list[str | Failure]:
+    def _said(self, asked: Sequence[Asked], told: Told) -> list[str | Failure]:
         pixels = {path: self._load(path) for path in dict.fromkeys(path for one in asked for path in one.paths)}
         found: list[str | Failure] = [next((tile for path in one.paths if isinstance(tile := pixels[path], Failure)), "") for one in asked]
         readable = [place for place, one in enumerate(found) if not isinstance(one, Failure)]
         questions = [(asked[place].question, [pixels[path] for path in asked[place].paths]) for place in readable]
         if questions:
-            for place, answer in zip(readable, self._reader().answers(questions), strict=True):  # type: ignore[arg-type]
+            reader, started = self._reader(), time.perf_counter()
+            for place, answer in zip(readable, reader.answers(questions), strict=True):  # type: ignore[arg-type]
                 found[place] = answer
+            each = (time.perf_counter() - started) / len(questions)
+        for one in found:
+            told(None if isinstance(one, Failure) else each)
         return found
 
     def _load(self, path: Path) -> torch.Tensor | Failure:
@@ -165,19 +174,24 @@ class RemoteAnswers:
         """What the request depends on."""
         return self._reader.key(asked.question, asked.tiles)
 
-    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept) -> list[Entry | Failure]:
+    def answers(self, asked: Sequence[Asked], ledger: Ledger | NothingKept, told: Told) -> list[Entry | Failure]:
         """Each question in a thread of its own."""
         with ThreadPoolExecutor(self._at_once, "reader") as pool:
-            return list(pool.map(lambda one: self._answer(one, ledger), asked))
+            return list(pool.map(lambda one: self._answer(one, ledger, told), asked))
 
-    def _answer(self, asked: Asked, ledger: Ledger | NothingKept) -> Entry | Failure:
+    def _answer(self, asked: Asked, ledger: Ledger | NothingKept, told: Told) -> Entry | Failure:
+        took: list[float] = []
         try:
-            return ledger.once("answer", self.key(asked), lambda: self._said(asked), lambda kept: self._again and "failure" in kept)
+            return ledger.once("answer", self.key(asked), lambda: self._said(asked, took), lambda kept: self._again and "failure" in kept)
         except (AskFailed, TileError) as error:
             return Failure(str(error))
+        finally:
+            told(took[0] if took else None)
 
-    def _said(self, asked: Asked) -> Said:
+    def _said(self, asked: Asked, took: list[float]) -> Said:
+        started = time.perf_counter()
         answer = self._reader.answer(asked.question, asked.paths)
+        took.append(time.perf_counter() - started)
         tokens = {"prompt_tokens": answer.reply.prompt_tokens, "completion_tokens": answer.reply.completion_tokens}
         # Its limit of tokens is part of the key: asked the same way again, the thought would be cut off at the same place.
         return {"text": answer.text, **tokens} if answer.failure is None else {"failure": answer.failure, **tokens}
@@ -198,6 +212,7 @@ class Answering:
     ) -> None:
         """`fresh`: everything is asked, whatever the ledger holds; `again`: what it holds as a failure is."""
         self._settings = settings
+        self.reading: ReadingFile | None = None  # where it is told how far the reading is, by who has a place for it
         self._reader: AnswerSource | None = None
         if settings.reader is None:
             return
@@ -215,10 +230,12 @@ class Answering:
         self._fresh, self._again = fresh, again
         self._kept: Ledger | NothingKept | None = None
 
-    def answered(self, result: RetrievalResult) -> RetrievalResult:
+    def answered(self, result: RetrievalResult, step: int = 0) -> RetrievalResult:
         """The result with answers, grades and a QA score; as it is where the recipe has no reader."""
         if self._reader is None:
             return result
+        if self.reading is not None:
+            self.reading.begin(step, result.name, len(result.rows))
         rows, calls, seconds = self.complete(result.rows, Path(result.facts["tiles_dir"]), ("answers", "grades"))
         return result.answered(rows, self._settings, seconds, calls)
 
@@ -231,7 +248,8 @@ class Answering:
         done = [dict(row) for row in rows]
         unread = [place for place, row in enumerate(done) if row.get("state") in (None, "unanswered")] if "answers" in what else []
         asked = [self._asked(done[place], tiles_dir) for place in unread]
-        for place, said in zip(unread, self._reader.answers(asked, ledger), strict=True):
+        told = self.reading.answered if self.reading is not None else _unheard
+        for place, said in zip(unread, self._reader.answers(asked, ledger, told), strict=True):
             done[place] = with_answer(done[place], _outcome(said, "text"))
         read = time.perf_counter()
         ungraded = [place for place, row in enumerate(done) if row["state"] == "ungraded"] if "grades" in what or unread else []
@@ -290,6 +308,10 @@ class Answering:
             found[kind] = {"model": name, **{what: count - before[kind][what] for what, count in now[kind].items()}}
             found[kind] |= _cost(found[kind], self._settings) if "requests" in found[kind] else {}
         return found
+
+
+def _unheard(seconds: float | None) -> None:
+    """Nobody asks how far the reading is."""
 
 
 def with_earlier_calls(facts: Mapping[str, Any], summary: Path) -> dict[str, Any]:

@@ -50,6 +50,10 @@ class Beside:
         """The steps that are to be evaluated, ascending."""
         return sorted(int(path.name.removeprefix("wanted-")) for path in self._place.glob("wanted-*"))
 
+    def open(self) -> list[int]:
+        """The steps that are wanted and not found, ascending."""
+        return [step for step in self.wanted() if not self._found(step).exists()]
+
     def write(self, step: int, found: Found) -> None:
         """Tell what was found; last of all the wish is taken back."""
         write_json(self._found(step), asdict(found))

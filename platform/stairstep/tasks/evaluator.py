@@ -5,7 +5,7 @@ It computes what the run itself would have computed while training waited: the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ from .packed import open_archives
 from .recipe import Recipe
 from .resolve import run_folder_path
 from .retrieval import RetrievalTask
-from .run import device_of
+from .run import Listener, Nobody, device_of
 from .tile_check import QUARANTINE, read_quarantine, without
 
 
 class Evaluator:
     """Evaluates checkpoints of any run; what two of them share is loaded once."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: Callable[[Path], Listener] = lambda run: Nobody()) -> None:
+        self._listener = listener  # of a run, by its folder
         self._model: tuple[ModelSettings, Encoder] | None = None
         self._run: tuple[Recipe, RetrievalTask] | None = None
 
@@ -43,6 +44,7 @@ class Evaluator:
         folder = RunFolder(run_folder_path(recipe))
         task = self._task(recipe, folder)
         task.load(folder.checkpoint_path(step))
+        task.answering.reading = folder.reading_file(self._listener(folder.path).reading)
         report = task.evaluate(step)
         notes = task.write_results(folder.path, step)
         Beside(folder).write(step, Found(report.metrics, report.selection, tuple(notes)))

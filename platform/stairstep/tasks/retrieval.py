@@ -176,7 +176,7 @@ class RetrievalTask:
 
     def evaluate(self, step: int) -> EvaluationReport:
         """All question sets and the held-out pairs; the first worker computes, the selection score is told to the others."""
-        self.results = self.evaluate_sets() if self.collective.rank == 0 else []
+        self.results = self.evaluate_sets(step) if self.collective.rank == 0 else []
         metrics = {name: value for result in self.results for name, value in result.metrics().items()}
         selection = self._selection()
         told = torch.tensor([selection if selection is not None else 0.0, float(selection is not None)], dtype=torch.float64)
@@ -184,12 +184,12 @@ class RetrievalTask:
         score, known = told.tolist()
         return EvaluationReport(metrics, score if known else None)
 
-    def evaluate_sets(self) -> list[RetrievalResult]:
+    def evaluate_sets(self, step: int = 0) -> list[RetrievalResult]:
         """The results of every question set in the recipe's order, then of the held-out pairs."""
         settings = self.recipe.evaluation
         tile_side = FrozenDocuments(self.encoder) if self._query_side else None
         results = [
-            self.answering.answered(evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side))
+            self.answering.answered(evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side), step)
             for one in self.rows.question_sets
         ]
         held_out = [row for source in self.rows.validation for row in source]

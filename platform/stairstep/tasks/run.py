@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from stairstep.evaluation.question_set import open_store
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
-from stairstep.records import NoTracker, Progress, RunFolder, Tracker, open_trackers, write_json
+from stairstep.records import NoTracker, Progress, RunFolder, Tracker, is_volatile, open_trackers, write_json
+from stairstep.records.gpu import gpu_use, shown_gpu
+from stairstep.records.reading import Reading, shown_reading
 from stairstep.records.stalls import StallWatch, stall_path
 from stairstep.settings import InputError, RecipeError, to_plain
 from stairstep.training import Cadence, EvaluationReport, NonFiniteError, Outcome, Task, Trainer
@@ -56,6 +58,26 @@ class RunTask(Task, Protocol):
         """Stop what works in the background."""
 
 
+class Listener(Protocol):
+    """Who is told in the first worker, or in the evaluator, what a run does at the moment that it does it."""
+
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
+        """An event of the metric log."""
+
+    def reading(self, one: Reading) -> None:
+        """How far the questions of an evaluation are answered."""
+
+
+class Nobody:
+    """Listens to nothing."""
+
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def reading(self, one: Reading) -> None:
+        """Nothing."""
+
+
 class RunJournal:
     """The step loop's journal: the first worker writes, the others keep step with it."""
 
@@ -67,6 +89,7 @@ class RunJournal:
         collective: Collective,
         stop: Callable[[], bool],
         reported: Callable[[int, Mapping[str, float]], None],
+        listener: Listener,
     ) -> None:
         self.recipe, self.folder, self.task, self.collective = recipe, folder, task, collective
         self.first = collective.rank == 0
@@ -74,7 +97,7 @@ class RunJournal:
         self.tracker: Tracker = NoTracker()
         self.progress = Progress(recipe.optim.steps, enabled=False)
         self.watch = StallWatch(stall_path(folder.path, collective.rank), recipe.run.stalled_after_s, self.first)
-        self._stop, self._reported = stop, reported
+        self._stop, self._reported, self._listener = stop, reported, listener
         self._looks: dict[str, float] = {}
         self._notes: list[str] = []
         self._beside = Beside(folder)
@@ -84,9 +107,10 @@ class RunJournal:
         self.watch.beat()
         trained = "train/loss" in values
         if not trained:
-            self._looks |= dict(values)
+            self._looks |= {name: value for name, value in values.items() if not is_volatile(name)}
         if not self.first:
             return
+        self._listener.logged(step, values)
         if trained:
             self.folder.metrics.append(step, values)
             self.tracker.log(step, values)
@@ -128,6 +152,12 @@ class RunJournal:
         if self.first:
             self.folder.set_status("evaluating", step, self.recipe.optim.steps)
 
+    def reading(self, one: Reading) -> None:
+        """Answers come in: the run lives."""
+        self.watch.beat()
+        self.folder.heartbeat(one.step, "evaluating")
+        self._listener.reading(one)
+
     def hand_over(self, steps: Sequence[int]) -> list[int]:
         """Ask for the evaluation of checkpoints; a step that was evaluated is not asked for, one whose checkpoint is gone is dropped."""
         kept = torch.zeros(len(steps), dtype=torch.float64)
@@ -168,6 +198,12 @@ class RunJournal:
         """Asked by a signal, or by a file `stop` in the run folder that reaches workers on other machines."""
         return self._stop() or (self.first and (self.folder.path / "stop").exists())
 
+    def besides(self) -> str:
+        """What a progress line says besides training's own figures: the GPU, evaluations beside training, the reader."""
+        steps = self._beside.open()
+        evaluations = f"evaluations open: {', '.join(map(str, steps))}" if steps else ""
+        return ", ".join(one for one in (shown_gpu(gpu_use()), evaluations, shown_reading(self.folder.reading)) if one)
+
     def _step(self) -> int:
         assert self.trainer is not None
         return self.trainer.progress.step
@@ -185,8 +221,10 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     reported: Callable[[int, Mapping[str, float]], None] = lambda step, values: None,
     console: bool = True,
+    listener: Listener | None = None,
 ) -> Finished:
     """Train a resolved recipe, or go on with its run; every worker calls this."""
+    listener = listener or Nobody()
     workers = collective or Alone()
     torch.set_num_threads(recipe.run.threads)
     first = workers.rank == 0
@@ -199,7 +237,9 @@ def train(
         workers.barrier()
         with _failure_in_status(folder if first else None):
             task = build_task(recipe, workers, folder)
-            journal = RunJournal(recipe, folder, task, workers, stop, reported)
+            journal = RunJournal(recipe, folder, task, workers, stop, reported, listener)
+            if isinstance(task, RetrievalTask):
+                task.answering.reading = folder.reading_file(journal.reading)
             evaluation = recipe.evaluation
             beside = evaluation.max_pending if evaluation.mode == "beside" else 0
             cadence = Cadence(evaluation.loss_every, evaluation.every, recipe.checkpoints.every, evaluation.mode == "after", beside)
@@ -231,7 +271,7 @@ def _run(recipe: Recipe, folder: RunFolder, journal: RunJournal, trainer: Traine
     try:
         if journal.first:
             journal.tracker = open_trackers(recipe.trackers, folder, to_plain(recipe))
-            journal.progress = Progress(recipe.optim.steps, trainer.progress.step, enabled=console)
+            journal.progress = Progress(recipe.optim.steps, trainer.progress.step, enabled=console, besides=journal.besides)
         with journal.watch:
             outcome = trainer.run()
         if journal.first:

@@ -6,6 +6,7 @@ validation, evaluation; a checkpoint therefore never holds an evaluation of its 
 Where evaluations wait for the end, their steps are only saved, then taken back one after the other once the last update is done; a run
 that goes on in the midst of that evaluates them all again. Where others evaluate beside training, a step is handed to them with its
 checkpoint; what they found is taken in when a later step is evaluated, in the order of the steps, and the run ends when the last is in.
+An evaluation that stands between two steps says how long it held training up, whoever made it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from .phases import PhasePlan
 from .schedule import rate_factor
 from .settings import OptimSettings, PhaseSettings
 from .task import EvaluationReport, Journal, StepReport, Task
+
+EVALUATION_WAIT = "time/evaluation_wait_seconds"
+"""How long an evaluation held training up; at the last step, how long the run went on for the evaluations that were left."""
 
 
 class Agreement(Protocol):
@@ -205,15 +209,22 @@ class Trainer:
             if step not in self._waiting:
                 self._waiting.append(step)
             return False
+        started, complete = time.perf_counter(), True
         if self.cadence.evaluation_beside:
-            if step not in self._waiting:
-                self._waiting += self.journal.hand_over([step])
-            self._take_in(self.cadence.evaluation_beside)  # if a stop ended its waiting, the loop sees that after the next step
-            return self._converged()
-        with self.averaged.in_place():
-            self._evaluate(step)
-        self.journal.evaluated(step, self.progress.best_step)
-        return self._converged()
+            complete = self._hand_over(step)
+        else:
+            with self.averaged.in_place():
+                self._evaluate(step)
+            self.journal.evaluated(step, self.progress.best_step)
+        self.journal.log(step, {EVALUATION_WAIT: time.perf_counter() - started})
+        return complete and self._converged()
+
+    def _hand_over(self, step: int) -> bool:
+        """Give a step to those who evaluate, and take in what is there; at the last step all of it. False if a stop came before that."""
+        if step not in self._waiting:
+            self._waiting += self.journal.hand_over([step])
+        taken = self._take_in(self.cadence.evaluation_beside)  # if a stop ended its waiting, the loop sees that after the next step
+        return step < self.optim.steps or (taken and self._take_in(0))
 
     def _judge_anew(self) -> None:
         """All evaluations of the run are about to be judged, in order: forget what some of them said before."""
