@@ -114,7 +114,8 @@ class GroupWatch:
             return ""
         self._room.ask(self._missing if grows() else 0)
         more = self._room.there()
-        if more and self._steady.seconds(more, now) >= SETTLE_S and now >= self._grow_at:
+        settled = self._steady.seconds(more, now) >= SETTLE_S
+        if more and settled and now >= self._grow_at:
             return f"there is room for {more} more of {self._missing} missing workers"
         return ""
 
