@@ -232,7 +232,7 @@ def with_train(body: Callable[[ProcessGroup], Any]) -> Callable[[dict[str, Any]]
         from stairstep.cluster.work import work as real
         from stairstep.tasks import run
 
-        run.train = lambda recipe, workers, reported: body(workers)  # type: ignore[assignment]
+        run.train = lambda recipe, workers, **_: body(workers)  # type: ignore[assignment]
         return real(config)
 
     return work
@@ -280,9 +280,9 @@ def monkeypatch_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     started: list[int] = []
     group = _Driver._group
 
-    def counted(self: _Driver, number: int) -> Any:
-        started.append(number)
-        return group(self, number)
+    def counted(self: _Driver, place: Path, size: int) -> Any:
+        started.append(size)
+        return group(self, place, size)
 
     monkeypatch.setattr(_Driver, "_group", counted)
     return started

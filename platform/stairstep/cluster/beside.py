@@ -110,6 +110,11 @@ class EvaluatorPool:
                 place = min(up, key=lambda one: sum(who == one for _, who in self._open.values()))
                 self._open[self._actors[place].evaluate.remote(self._plain, step)] = (step, place)
 
+    @property
+    def short(self) -> bool:
+        """Whether an evaluator was dead a moment ago: it may still wait for a place to come back to."""
+        return any(time.monotonic() - since < 3 * _REST_S for since in self._down)
+
     def _died(self, place: int, step: int) -> None:
         now = time.monotonic()
         again = now - self._down[place] < _BACK_S  # it has not come back yet: the same death

@@ -96,10 +96,11 @@ def check_resources(cluster: ClusterSettings, each: Mapping[str, float]) -> None
     """Refuse at once what a cluster that cannot grow will never have."""
     there = ray.cluster_resources()
     for name, amount in each.items():
-        if amount * cluster.workers > there.get(name, 0):
+        if amount * cluster.least > there.get(name, 0):
+            key = "cluster.min_workers" if cluster.elastic else "cluster.workers"
             raise InputError(
-                f"cluster.workers: {cluster.workers} workers with {shown(each)} each were asked for, but this machine has "
-                f"{name} {there.get(name, 0):g}; lower cluster.workers{_remedy(name)}"
+                f"{key}: {_wanted(cluster)} workers with {shown(each)} each were asked for, but this machine has "
+                f"{name} {there.get(name, 0):g}; lower {key}{_remedy(name)}"
             )
 
 
@@ -107,7 +108,11 @@ def resources_line(cluster: ClusterSettings, each: Mapping[str, float]) -> str:
     """What was asked for and what there is."""
     there, free = ray.cluster_resources(), ray.available_resources()
     have = "; ".join(f"{name} {there.get(name, 0):g}, of which {free.get(name, 0):g} free" for name in each)
-    return f"{cluster.workers} workers with {shown(each)} each were asked for; the cluster has {have}"
+    return f"{_wanted(cluster)} workers with {shown(each)} each were asked for; the cluster has {have}"
+
+
+def _wanted(cluster: ClusterSettings) -> str:
+    return f"{cluster.least} to {cluster.workers}" if cluster.elastic else str(cluster.workers)
 
 
 def shown(each: Mapping[str, float]) -> str:

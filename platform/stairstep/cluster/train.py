@@ -2,7 +2,8 @@
 
 Ray places workers and is told metrics; checkpoints belong to the run folder, and how often a group is replaced is decided here, because
 only here is known whether another try can help. `fit()` runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: it
-becomes a file in the run folder, which the first worker reads at the end of a step and all workers agree on.
+becomes a file in the run folder, which the first worker reads at the end of a step and all workers agree on. A group whose node is about
+to go, or that is smaller than it could be, is asked to stop in the same way (elastic.py), and another goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from stairstep.tasks.resolve import run_folder_path
 from stairstep.training import Outcome
 
 from .beside import EvaluatorPool, mode_of
+from .elastic import GroupWatch, Room, Sizing, pause_file
 from .losses import Loss, loss_of, timed_out
 from .screen import Relay, terminal_size, without_ray
 from .session import Session, check_resources, check_root, ray_session, resources_line, shown, worker_resources
@@ -42,6 +44,7 @@ _COLLECTIVE_TIMEOUT_S = 2 * 3600  # the others wait while the first worker evalu
 _POLL_S = 0.2
 _SHORTLY_S = 5.0  # processes that were killed need a moment to die
 _QUIET_S = 60.0  # when workers that have not come are worth a line
+_TAKEN_S = 60.0  # for workers whose room was there a moment ago
 
 
 class _StoppedEarly(Exception):
@@ -87,38 +90,74 @@ class _Driver:
         self.stop_file = folder.path / "stop"
         self.pool: EvaluatorPool | None = None
         self.evaluation_error: Exception | None = None
+        self.room = Room(self.each)
+        self.watch: GroupWatch | None = None
 
     def run(self) -> Outcome:
         """Set up groups of workers until the run ends; a lost worker costs one of `cluster.max_failures`, a preempted one none."""
+        with closing(self.room):
+            return self._run()
+
+    def _run(self) -> Outcome:
         if self.session.private:
             check_resources(self.cluster, self.each)
         if self.recipe.evaluation.mode == "beside":
             self.pool = EvaluatorPool(self.recipe, self.folder)
         lost, before = 0, (-1, "")
         for number in itertools.count(1):
+            place, loss = self.storage / f"{self.recipe.run.name}-{self.attempt}-{number}", None
             try:
-                return self._group(number)
+                outcome = self._group(place, self._size(hasty=number > 1 or self.session.private))
+                if outcome.reason != "stopped" or not pause_file(place).exists():
+                    return outcome
             except _StoppedEarly:
                 return self._stopped()
             except (TrainingFailedError, RayActorError) as error:
                 loss = self._loss(error)
-            if self.flag:
+            if self.flag or self.stop_file.exists():
                 return self._stopped()
-            lost += not loss.preempted
-            step = self._last_step()
-            if lost > self.cluster.max_failures or (loss.cause and before == (step, loss.cause)):
-                raise loss.final(lost)  # the second time the same without a step between is not chance
-            before = (step, loss.cause)
-            _LOG.warning("%s; going on from step %d (%d of at most %d restarts)", loss.what, step, lost, self.cluster.max_failures)
+            if loss is not None:
+                lost += not loss.preempted
+                step = self._last_step()
+                if lost > self.cluster.max_failures or (loss.cause and before == (step, loss.cause)):
+                    raise loss.final(lost)  # the second time the same without a step between is not chance
+                before = (step, loss.cause)
+                _LOG.warning("%s; going on from step %d (%d of at most %d restarts)", loss.what, step, lost, self.cluster.max_failures)
             with wait_for_claim(self.folder, PATIENCE_S):
                 open_run(self.folder, self.recipe)
         raise AssertionError("unreachable")
 
-    def _group(self, number: int) -> Outcome:
+    def _size(self, hasty: bool) -> int:
+        """How many workers the next group has; waits for their room where the run is elastic, else Ray Train does."""
+        if not self.cluster.elastic:
+            return self.cluster.workers
+        began = time.monotonic()
+        sizing = Sizing(self.cluster.least, self.cluster.workers, self.cluster.start_timeout_s, hasty, began)
+        quiet_until = began + _QUIET_S
+        while True:
+            self.room.ask(self.cluster.workers)
+            try:
+                size = sizing.decide(self.room.there(), time.monotonic())
+            except TimeoutError:
+                raise self._unreachable() from None
+            if size is not None:
+                self.room.close()
+                return size
+            self._look_after()
+            if self.evaluation_error is not None:
+                raise self.evaluation_error
+            if self.flag:
+                raise _StoppedEarly
+            if time.monotonic() > quiet_until:
+                quiet_until = float("inf")
+                _LOG.info("waiting for room: %s", resources_line(self.cluster, self.each))
+            time.sleep(_POLL_S)
+
+    def _group(self, place: Path, size: int) -> Outcome:
         """One group of workers; the main thread stays free for signals and for what the first worker writes."""
-        name = f"{self.recipe.run.name}-{self.attempt}-{number}"
-        relay = Relay(self.storage / f"{name}.txt")
-        trainer = self._trainer(name, relay.path)
+        relay = Relay(place.with_name(f"{place.name}.txt"))
+        trainer = self._trainer(place, size, relay.path)
+        self.watch = None
         ended: dict[str, Any] = {}
 
         def fit() -> None:
@@ -127,24 +166,24 @@ class _Driver:
             except BaseException as error:  # noqa: BLE001 - carried to the main thread, which raises it
                 ended["error"] = error
 
-        _LOG.info("starting %d Ray Train workers with %s each", self.cluster.workers, shown(self.each))
+        of = f" of {self.cluster.workers}" if size < self.cluster.workers else ""
+        _LOG.info("starting %d%s Ray Train workers with %s each", size, of, shown(self.each))
         thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
         with _environment(self.cluster, self.session), without_ray(), closing(relay):
             thread.start()
-            self._attend(thread, relay)
+            self._attend(thread, relay, place, size)
         if self.evaluation_error is not None:
             raise self.evaluation_error
         if "error" in ended:
             raise ended["error"]
         return Outcome(**ended["value"])
 
-    def _attend(self, thread: threading.Thread, relay: Relay) -> None:
+    def _attend(self, thread: threading.Thread, relay: Relay, place: Path, size: int) -> None:
         quiet_until = time.monotonic() + _QUIET_S
         while thread.is_alive():
             thread.join(_POLL_S)
             relay.poll()
-            if why := self.attend() or self._deal_out():
-                self.flag.set(why)
+            self._look_after()
             if self.flag and thread.is_alive():
                 if self.session.ours and not relay.begun:
                     raise _StoppedEarly  # closing the session ends what Ray has begun
@@ -153,6 +192,20 @@ class _Driver:
             if not relay.begun and time.monotonic() > quiet_until:
                 quiet_until = float("inf")
                 _LOG.info("no worker has begun yet: %s", resources_line(self.cluster, self.each))
+            if relay.begun and not pause_file(place).exists():
+                self.watch = self.watch or GroupWatch(self.cluster, size, self.room, place)
+                if why := self.watch.why(self._grows):
+                    _LOG.info("%s; the workers stop at a checkpoint, and others go on from it", why)
+                    pause_file(place).write_text(why, encoding="utf-8")
+
+    def _look_after(self) -> None:
+        """What goes on beside the workers: the caller's own affairs and evaluations, either of which may ask for a stop."""
+        if why := self.attend() or self._deal_out():
+            self.flag.set(why)
+
+    def _grows(self) -> bool:
+        """Whether more workers would help: there are steps left, and no evaluator waits for a place of its own."""
+        return self._last_step() < self.recipe.optim.steps and not (self.pool is not None and self.pool.short)
 
     def _deal_out(self) -> str:
         """Give evaluators what the run wants evaluated; says why to stop where an evaluation failed."""
@@ -164,16 +217,17 @@ class _Driver:
                 return "an evaluation failed"
         return ""
 
-    def _trainer(self, name: str, screen: Path) -> TorchTrainer:
+    def _trainer(self, place: Path, size: int, screen: Path) -> TorchTrainer:
         gpu = "GPU" in self.each
-        config = {"recipe": to_plain(self.recipe), "attempt": self.attempt, "screen": str(screen), "terminal": terminal_size()}
+        config = {"recipe": to_plain(self.recipe), "attempt": self.attempt, "place": str(place)}
+        config |= {"screen": str(screen), "terminal": terminal_size()}
         return TorchTrainer(
             work,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-            scaling_config=ScalingConfig(num_workers=self.cluster.workers, use_gpu=gpu, resources_per_worker=self.each),
+            scaling_config=ScalingConfig(num_workers=size, use_gpu=gpu, resources_per_worker=self.each),
             run_config=RunConfig(
-                name=name,
+                name=place.name,
                 storage_path=str(self.storage),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
                 logging_config=LoggingConfig(log_level="WARNING"),
@@ -186,11 +240,18 @@ class _Driver:
         if failure is not None:
             raise failure from None
         if timed_out(error):
-            raise UnreachableError(
-                f"the workers' resources did not come within {self.cluster.start_timeout_s:g} s (cluster.start_timeout_s): "
-                f"{resources_line(self.cluster, self.each)}. Lower cluster.workers, or enlarge the cluster"
-            ) from None
-        return loss_of(error)
+            if self.cluster.elastic:
+                return Loss("somebody else has taken the workers' room")
+            raise self._unreachable() from None
+        loss = loss_of(error)
+        return replace(loss, cause="", preempted=True) if self.watch is not None and self.watch.leaving else loss
+
+    def _unreachable(self) -> UnreachableError:
+        lower = "cluster.min_workers" if self.cluster.elastic else "cluster.workers"
+        return UnreachableError(
+            f"the workers' resources did not come within {self.cluster.start_timeout_s:g} s (cluster.start_timeout_s): "
+            f"{resources_line(self.cluster, self.each)}. Lower {lower}, or enlarge the cluster"
+        )
 
     def _last_step(self) -> int:
         checkpoints = self.folder.checkpoints()
@@ -232,7 +293,9 @@ def _one_driver(path: Path) -> Iterator[tuple[Path, bool]]:
 def _environment(cluster: ClusterSettings, session: Session) -> Iterator[None]:
     """How Ray Train's controller and workers behave is read from the driver's environment; what a person has set there stays."""
     wanted = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(cluster.start_timeout_s),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(
+            min(cluster.start_timeout_s, _TAKEN_S) if cluster.elastic else cluster.start_timeout_s
+        ),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"),  # a report waits for it
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would write every progress line twice
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a recipe mean the same everywhere

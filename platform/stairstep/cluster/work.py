@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.train import report as ray_report
 
 from stairstep.objectives import ProcessGroup
@@ -25,6 +26,7 @@ from stairstep.settings import errors as project_errors
 from stairstep.tasks import Recipe
 from stairstep.tasks.resolve import run_folder_path
 
+from .elastic import pause_file, tell_node
 from .metrics import RunMetrics
 from .screen import on_screen
 
@@ -58,8 +60,16 @@ def work(config: Mapping[str, Any]) -> dict[str, Any]:
             wait_for_folder(path)
             if workers.rank == 0:
                 wait_for_claim(RunFolder(path), PATIENCE_S).release()
-            metrics = RunMetrics(path, recipe.optim.steps) if workers.rank == 0 else None
-            return asdict(train(recipe, workers, reported=lambda step, values: _report(path, step, values), listener=metrics).outcome)
+            place = Path(config["place"])
+            tell_node(place, ray.get_runtime_context().get_node_id())
+            finished = train(
+                recipe,
+                workers,
+                stop=lambda: workers.rank == 0 and pause_file(place).exists(),
+                reported=lambda step, values: _report(path, step, values),
+                listener=RunMetrics(path, recipe.optim.steps) if workers.rank == 0 else None,
+            )
+            return asdict(finished.outcome)
         except (RuntimeError, OSError):  # a lost peer, device or file system looks like this: the driver may try again
             raise WorkerFailed(traceback.format_exc()) from None
         except Exception as error:  # noqa: BLE001 - the driver raises it again

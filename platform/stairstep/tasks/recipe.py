@@ -42,6 +42,15 @@ class ClusterSettings:
     """Where a run computes; nothing here changes its results beyond rounding."""
 
     workers: int = setting(0, doc="Ray Train workers; 0 trains in this process, without Ray.", minimum=0)
+    min_workers: int | None = setting(
+        None,
+        doc="Fewest workers that the run goes on with when nodes leave, and starts with when cluster.workers have not come in time; it "
+        "takes more again when there is room. null: always cluster.workers.",
+        minimum=1,
+    )
+    grow_after_s: float = setting(
+        300.0, doc="How long a group of fewer than cluster.workers trains at least before it gives way to a larger one.", minimum=0
+    )
     device: Literal["auto", "cpu", "cuda"] = setting("auto", doc="Where each worker computes; auto: a GPU where there is one.")
     cpus_per_worker: float = setting(1.0, doc="CPUs that Ray reserves for each worker.", above=0)
     resources: dict[str, float] = setting(doc="Custom resources of each worker, to place it on a node group.", factory=dict)
@@ -59,6 +68,21 @@ class ClusterSettings:
     evaluator_resources: dict[str, float] = setting(doc="Custom resources of each evaluator, to place it on a node group.", factory=dict)
     max_failures: int = setting(2, doc="How often a lost worker or evaluator may be replaced before the run fails.", minimum=0)
     start_timeout_s: float = setting(300.0, doc="Longest wait for the workers' resources.", above=0)
+
+    def check(self) -> None:
+        """A run is not asked to begin with more than it may have."""
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise SettingError("min_workers", f"{self.min_workers} is more than cluster.workers ({self.workers}); lower it, or raise that")
+
+    @property
+    def least(self) -> int:
+        """The fewest workers that a group may have."""
+        return self.workers if self.min_workers is None else self.min_workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether groups may differ in size."""
+        return self.least < self.workers
 
 
 def ray_address(address: str | None) -> str:

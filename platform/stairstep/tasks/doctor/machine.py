@@ -116,9 +116,9 @@ def device(patient: Patient) -> Answer:
     if found.type == "cpu":
         return good(f"cpu, {patient.recipe.run.threads} threads (run.threads)")
     count = torch.cuda.device_count()
-    if patient.recipe.cluster.workers > count and not patient.elsewhere:
+    if patient.recipe.cluster.least > count and not patient.elsewhere:
         return bad(
-            f"{patient.recipe.cluster.workers} workers with a GPU each were asked for, and this machine has {count}",
+            f"{patient.recipe.cluster.least} workers with a GPU each were asked for, and this machine has {count}",
             "lower cluster.workers",
         )
     return good(f"cuda, {count} GPU{'' if count == 1 else 's'}")
