@@ -128,9 +128,9 @@ class Contest:
             Way("training", f"{PLAIN}, chunks of {CHUNK}", self._plain_step),
             self._ours("v8r: chunks of 4", chunk_tokens=None, chunk_items=4),
             self._ours("chunks of 4, graphs kept: auto", chunk_tokens=None, chunk_items=4, keep_graphs_mb="auto"),
+            self._ours(f"{8 * tile:,} tokens a chunk", chunk_tokens=8 * tile),
+            self._ours(f"{8 * tile:,} tokens a chunk, graphs kept: auto", chunk_tokens=8 * tile, keep_graphs_mb="auto"),
             self._ours(f"{16 * tile:,} tokens a chunk", chunk_tokens=16 * tile),
-            self._ours(f"{16 * tile:,} tokens a chunk, graphs kept: auto", chunk_tokens=16 * tile, keep_graphs_mb="auto"),
-            self._ours(f"{64 * tile:,} tokens a chunk", chunk_tokens=64 * tile),
             self._ours(f"{64 * tile:,} tokens a chunk, checkpointing", True, chunk_tokens=64 * tile),
             Way("evaluation", f"{PLAIN}, {self.scale.at_once} tiles at once", self._plain_forward),
         ]
