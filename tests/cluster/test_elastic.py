@@ -76,7 +76,7 @@ def same_curve(one: Finished, other: Finished) -> None:
     assert len(expected["train/loss"]) == other.outcome.step
     for name, points in expected.items():
         assert [step for step, _ in found[name]] == [step for step, _ in points], name
-        assert [value for _, value in found[name]] == pytest.approx([value for _, value in points], rel=1e-4, abs=1e-4), name
+        assert [value for _, value in found[name]] == pytest.approx([value for _, value in points], rel=1e-4, abs=1e-6), name
 
 
 def alone(recipe: Any) -> Finished:
