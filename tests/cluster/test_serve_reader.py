@@ -174,6 +174,7 @@ def test_what_the_dashboard_asks_of_serve_is_exported(reader, tools):
 
     asked = {name for name in names_asked_for() if name.startswith("ray_serve_")}
     assert len(asked) > 3
+    assert post(reader, {}).status_code == 400  # a refusal is a metric of its own
 
     def missing() -> set[str]:
         return asked - {one.name for one in scrape() if one.labels.get("application") == "reader"}
