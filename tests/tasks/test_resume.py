@@ -68,7 +68,7 @@ def whole(made: Callable[..., Recipe]) -> SimpleNamespace:
     events = [(row["step"], "train/loss" in row, row.get("train/text")) for row in folder.metrics.rows()]
     assert [step for step, train, _ in events if train] == list(range(1, STEPS + 1))
     assert [text for _, train, text in events if train] == [1, 1, 0, 1, 0, 1]
-    assert [step for step, train, _ in events if not train] == [0, 0, 2, 3, 4, 6, 6]
+    assert [step for step, train, _ in events if not train] == [0, 0, 0, 2, 3, 3, 4, 6, 6, 6]
     state = load_file(folder.checkpoints()[-1].path / "trainer.safetensors")
     assert any(name.startswith("average.") for name in state) and any(name.startswith("adamw.exp_avg.") for name in state)
     return SimpleNamespace(recipe=recipe, folder=folder, took_s=time.perf_counter() - started)

@@ -303,6 +303,13 @@ def test_an_evaluation_says_how_long_it_held_training_up(pause_s: float) -> None
     trainer(Slow(), Timed(), cadence=Cadence(validation=1, evaluation=4, evaluation_waits=True)).run()
     assert not waits, "those that wait for the end of training hold none of it up"
 
+    class Blind(ToyTask):
+        def evaluate(self, step: int) -> EvaluationReport:
+            return EvaluationReport({})
+
+    trainer(Blind(), Timed(), cadence=Cadence(validation=1, evaluation=4)).run()
+    assert not waits, "where nothing is measured, nothing was waited for"
+
 
 # --- evaluation beside training
 

@@ -209,14 +209,15 @@ class Trainer:
             if step not in self._waiting:
                 self._waiting.append(step)
             return False
-        started, complete = time.perf_counter(), True
+        started, complete, measured = time.perf_counter(), True, True
         if self.cadence.evaluation_beside:
             complete = self._hand_over(step)
         else:
             with self.averaged.in_place():
-                self._evaluate(step)
+                measured = self._evaluate(step)
             self.journal.evaluated(step, self.progress.best_step)
-        self.journal.log(step, {EVALUATION_WAIT: time.perf_counter() - started})
+        if measured:
+            self.journal.log(step, {EVALUATION_WAIT: time.perf_counter() - started})
         return complete and self._converged()
 
     def _hand_over(self, step: int) -> bool:
@@ -254,12 +255,14 @@ class Trainer:
         if values:
             self.journal.log(self.progress.step, {f"validation/{name}": value for name, value in values.items()})
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> bool:
+        """Evaluate the weights as they are; false where there is nothing to measure, or another worker does."""
         self.journal.evaluating(step)
         report = self.task.evaluate(step)
         if report.metrics:
             self.journal.log(step, dict(report.metrics))
         self._judge(step, report)
+        return bool(report.metrics)
 
     def _judge(self, step: int, report: EvaluationReport) -> None:
         """Keep-best and early stopping look at the selection split alone, and never at the untrained step 0."""
