@@ -37,7 +37,7 @@ from stairstep.tasks import Recipe
 from stairstep.tasks.batches import tile_paths
 from stairstep.tasks.resolve import resolve
 from stairstep.tasks.retrieval import RetrievalTask
-from stairstep.tasks.run import RunJournal, build_task
+from stairstep.tasks.run import Nobody, RunJournal, build_task
 from stairstep.training import Cadence, Trainer
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,7 +122,7 @@ class Ours:
         self.task = cast(RetrievalTask, build_task(recipe, Alone(), folder))
         encoder: Any = self.task.encoder
         self.plain = PlainLoop(recipe, self.task, Path(recipe.run.root) / "plain.jsonl")  # before the clock is around the encoder
-        journal: Any = RunJournal(recipe, folder, self.task, Alone(), lambda: False, lambda step, values: None)
+        journal: Any = RunJournal(recipe, folder, self.task, Alone(), lambda: False, lambda step, values: None, Nobody())
         self.trainer = journal.trainer = Trainer(self.task, recipe.optim, recipe.phases, Cadence(), journal, Alone())
         self.log = folder.metrics
         timed, ahead, optimizer = self.clock.timed, cast(Any, self.task._ahead), cast(Any, self.trainer.optimizer)

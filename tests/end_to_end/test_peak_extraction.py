@@ -39,7 +39,7 @@ class Answering:
     def __init__(self, *arguments: Any, **more: Any) -> None:
         """Whatever the platform's own takes."""
 
-    def answered(self, result: RetrievalResult) -> RetrievalResult:
+    def answered(self, result: RetrievalResult, step: int) -> RetrievalResult:
         if result.name != "tinywiki":
             return result
         right = RIGHT[Answering.looks]

@@ -74,7 +74,15 @@ def test_mistakes_are_told(job: Job, runs: Path, arguments: list[str], words: st
 def test_a_served_board_ends_with_ctrl_c(runs: Path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "jobs.report", str(runs / "a"), "--watch"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job, as a whole suite may be, ignores it
+    )
     assert process.stdout is not None
     address = process.stdout.readline().split()[4]
     with urllib.request.urlopen(address, timeout=60) as answer:
