@@ -94,7 +94,7 @@ def facts_of(rows: Sequence[Row]) -> Facts:
 
 def scores_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What evaluations found, by step: rows of neither training nor time."""
-    return [row for row in comparable(rows) if "train/loss" not in row and set(row) != {"step"}]
+    return [row for row in comparable(rows) if "train/loss" not in row]
 
 
 def cores() -> tuple[int, int]:

@@ -202,3 +202,8 @@ def test_killed_between_lines_or_within_one(tmp_path, script):
     assert steps == list(range(len(steps))) and len(steps) > 3
     log.append(len(steps), {"last": 1})
     assert len(read_json_lines(log.path)) == len(steps) + 1
+
+
+def test_a_row_of_times_alone_is_no_event_to_compare():
+    rows = [{"step": 3, "time": 1.0, "time/evaluation_wait_seconds": 2.0}, {"step": 3, "time": 2.0, "wiki/mrr": 0.5, "time/wait": 1.0}]
+    assert comparable(rows) == [{"step": 3, "wiki/mrr": 0.5}]

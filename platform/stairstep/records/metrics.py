@@ -108,10 +108,11 @@ def is_volatile(name: str) -> bool:
 def comparable(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows without their volatile fields, by step and then by name of fields: equal for a run and its resumed twin.
 
-    Non-finite numbers become text, because NaN is not equal to itself.
+    A row that says nothing but how long something took is left out, for it depends on the way things were done. Non-finite numbers become
+    text, because NaN is not equal to itself.
     """
     stripped = [{name: _equal_to_itself(value) for name, value in row.items() if not is_volatile(name)} for row in rows]
-    return sorted(stripped, key=lambda row: (row["step"], sorted(row)))
+    return sorted((row for row in stripped if row.keys() != {"step"}), key=lambda row: (row["step"], sorted(row)))
 
 
 def _equal_to_itself(value: Any) -> Any:
