@@ -1,7 +1,7 @@
 """How much of training's wall time waits for evaluation, beside training and inline: six evaluations, the same run both ways, in turns.
 
-python bench/overlap.py                              3 rounds of two runs, some fifteen minutes on a quiet machine
-python bench/overlap.py --rounds 1 --every 10        a look: so short that the evaluator is still being started when it is over
+python bench/overlap.py                              3 rounds of two runs of 200 steps
+python bench/overlap.py --rounds 1 --every 10        a look, some four minutes on a busy machine
 
 Both sides are `python -m jobs.train recipes/tinywiki.yaml cluster.workers=1` with the same overrides but evaluation.mode; the sides take
 turns in being first. The worker computes with one thread on one core, the evaluator with one thread on another (their affinity is set as
@@ -143,7 +143,7 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of either side")
-    parser.add_argument("--every", type=int, default=80, help=f"steps between two of the {EVALUATIONS} evaluations")
+    parser.add_argument("--every", type=int, default=40, help=f"steps between two of the {EVALUATIONS} evaluations")
     options = parser.parse_args()
     if options.rounds < 1 or options.every < 1:
         parser.error("expected one round at least, and a step between evaluations")
