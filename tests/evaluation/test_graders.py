@@ -296,7 +296,6 @@ def honest(request: Request) -> str:
 
 
 FAILURES = (
-    region(),
     status(429, "slow down", "rate_limit_exceeded"),
     status(429, "slow down", retry_after="0.02"),
     status(500),
@@ -318,11 +317,14 @@ JUDGE_FAILURES = (*FAILURES, text(ESSAY), text("Grade: B", finish="length"), tex
 
 def test_no_question_ends_as_falsely_incorrect_where_a_third_of_all_requests_fail():
     lock, chance = threading.Lock(), random.Random(7)
+    refusals = [region(), region()]  # three without an answer between them would rightly be an outage, and threads may bring them in any order
 
     def maybe(request: Request):
         with lock:
             if chance.random() >= 0.33:
                 return None
+            if refusals and "<truth>" not in request.prompt:
+                return refusals.pop()
             return chance.choice(JUDGE_FAILURES if "<truth>" in request.prompt else FAILURES)
 
     def ended(number: int) -> str:
