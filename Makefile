@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 STAMP := $(VENV)/.stamp
 UV := $(VENV)/tools/bin/uv
 
-.PHONY: setup demo test test-vllm test-paper soak lint format bench schema lock clean
+.PHONY: setup demo test test-vllm test-paper test-s3 soak lint format bench schema lock clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,16 @@ $(PAPER)/.stamp: $(STAMP) requirements/paper.txt
 	$(UV) pip install -q --python $(PAPER)/bin/python --no-deps -e .
 	@touch $(PAPER)/.stamp
 
+# Object stores by another hand's server: moto's, in a folder of its own that only these tests see.
+S3 := $(VENV)/s3
+STORED := tests/records/test_places.py
+test-s3: $(S3)/.stamp
+	S3_TEST_SERVER=moto PYTHONPATH=$(CURDIR)/$(S3) $(BIN)/python -m pytest -m "not soak" $(STORED) $(ARGS)
+
+$(S3)/.stamp: $(STAMP) requirements/s3.txt
+	$(UV) pip install -q --python $(BIN)/python --target $(S3) --no-deps --require-hashes -r requirements/s3.txt
+	@touch $(S3)/.stamp
+
 soak: setup
 	$(BIN)/python -m pytest -m "soak" $(ARGS)
 
@@ -78,6 +88,7 @@ lock: setup
 	$(UV) pip compile pyproject.toml --extra dev $(LOCK) -c $(VENV)/constraints.txt -o requirements/base.txt
 	grep -v '^python-dateutil==' $(VENV)/constraints.txt > $(VENV)/constraints-aws.txt  # botocore wants an older one
 	echo boto3 | $(UV) pip compile - $(LOCK) -c $(VENV)/constraints-aws.txt -o requirements/aws.txt
+	printf 'moto[s3]\nflask\nflask-cors\n' | $(UV) pip compile - $(LOCK) -c $(VENV)/constraints-aws.txt -o requirements/s3.txt
 	cp requirements/base.txt requirements/paper.txt  # what the paper's versions leave open stays as it is in the base set
 	printf 'torch==2.9.1\ntransformers==4.57.1\n' > $(VENV)/constraints-paper.txt
 	echo nvidia-cudnn-cu12==9.20.0.48 > $(VENV)/overrides-paper.txt  # torch 2.9.1 itself asks for an older one

@@ -1,11 +1,65 @@
-"""For all tests: what was imported while they were collected is not gone through by every collection of garbage afterwards."""
+"""For all tests: an object store on loopback; and what was imported while they were collected is not gone through by every collection of
+garbage afterwards."""
 
 from __future__ import annotations
 
 import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # s3_server.py
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
+
+_KEYS = {"AWS_ACCESS_KEY_ID": "test-key-id", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_EC2_METADATA_DISABLED": "true"}
+_ELSEWHERE = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 
 def pytest_collection_finish() -> None:
     """Half a million objects of torch and transformers live as long as the process; looking at them again costs a tenth of its time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The credentials of a test's server, and no others."""
+    for name in _ELSEWHERE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in _KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+
+
+@pytest.fixture
+def s3(aws: None) -> Iterator[S3Server]:
+    """The tests' own server, which can be told to fail and looked into; its bucket is `stairs`."""
+    from s3_server import S3Server
+
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def object_root(request: pytest.FixtureRequest, aws: None) -> Iterator[str]:
+    """The URL of an empty prefix in a store: on the tests' own server, or under `make test-s3` on moto's."""
+    if os.environ.get("S3_TEST_SERVER") != "moto":
+        yield request.getfixturevalue("s3").url("stairs/root")
+        return
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server: Any = ThreadedMotoServer("127.0.0.1", 0)
+    server.start()
+    try:
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="stairs")
+        yield f"s3://stairs/root?endpoint_override={address}&region=us-east-1"
+    finally:
+        server.stop()
