@@ -18,6 +18,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -74,6 +75,7 @@ class S3Server:
         self.buckets = set(buckets)
         self.objects: dict[str, bytes] = {}
         self.modified: dict[str, str] = {}
+        self.listed: dict[str, str] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.received: list[Asked] = []
         self.guard = threading.Lock()
@@ -125,6 +127,12 @@ class S3Server:
         with self.guard:
             self.objects[name] = data
             self.modified[name] = formatdate(usegmt=True)
+            self.listed[name] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+    def dated(self, part: str, when: str) -> None:
+        """Let all objects with this in their names have been put at a moment."""
+        with self.guard:
+            self.listed |= {name: when for name in self.listed if part in name}
 
     def names(self, prefix: str = "") -> list[str]:
         """The objects below a prefix, those that stand for a folder left out."""
@@ -288,7 +296,7 @@ class Handler(BaseHTTPRequestHandler):
                     data = self.owner.objects[f"{bucket}/{key}"]
                     contents.append(
                         f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><ETag>{_tag(data)}</ETag>"
-                        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+                        f"<LastModified>{self.owner.listed[f'{bucket}/{key}']}</LastModified></Contents>"
                     )
         told = f"<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{shown}</KeyCount><IsTruncated>{str(more).lower()}"
         told += f"</IsTruncated>{f'<NextContinuationToken>{escape(last)}</NextContinuationToken>' if more else ''}"

@@ -317,7 +317,10 @@ JUDGE_FAILURES = (*FAILURES, text(ESSAY), text("Grade: B", finish="length"), tex
 
 def test_no_question_ends_as_falsely_incorrect_where_a_third_of_all_requests_fail():
     lock, chance = threading.Lock(), random.Random(7)
-    refusals = [region(), region()]  # three without an answer between them would rightly be an outage, and threads may bring them in any order
+    refusals = [
+        region(),
+        region(),
+    ]  # three without an answer between them would rightly be an outage, and threads may bring them in any order
 
     def maybe(request: Request):
         with lock:

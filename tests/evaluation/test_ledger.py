@@ -602,9 +602,9 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
 
 
 def request_of(folder: Path, key: dict[str, Any], text: str) -> tuple[Any, bytes]:
-    from stairstep.evaluation.ledger import _Request
+    from stairstep.evaluation.ledger import Request
 
-    request = _Request(folder, "answer", key)
+    request = Request(folder, "answer", key)
     return request, request.text({"text": text})
 
 

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,9 @@ from stairstep.records.folders import sweep
 _log = logging.getLogger(__name__)
 _FORMAT = b"stairstep-embeddings-1"
 _KEY_BYTES = 32
-_NAME = 32  # characters of a state folder's name
-_MARK = "last_used"  # its time says when the state was last used
+SUFFIX = ".safetensors"
+NAME_LENGTH = 32  # characters of a state folder's name
+MARK = "last_used"  # its time says when the state was last used
 
 Vectors = npt.NDArray[np.float32]
 
@@ -81,51 +82,53 @@ class EmbeddingStore:
             return
         table = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), _KEY_BYTES)
         values = np.ascontiguousarray(vectors)
-        path = self._state_folder(state) / f"{_shard_name(state, table, values)}.safetensors"
+        path = self._state_folder(state) / f"{_shard_name(state, table, values)}{SUFFIX}"
+        self._keep(path, state, save_tensors({"keys": table, "vectors": values}))
+        self.prune()
+
+    def _keep(self, path: Path, state: str, data: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._touch(state)
             sweep(path.parent)
             # A power cut may spoil the file: its content is checked when read, so nobody has to wait for the disk here.
-            write_atomically(path, save_tensors({"keys": table, "vectors": values}), durable=False)
+            write_atomically(path, data, durable=False)
         except OSError as error:
             # A full or read-only disk makes the next evaluation slower; it is no reason to lose this one.
             _log.warning("%s: embeddings could not be kept (%s); the next evaluation computes them again", path, error)
-        self.prune()
 
     def prune(self) -> None:
         """Remove the states unused for longest, down to `keep_states`. A process that still writes to one merely starts it anew."""
         used = []
-        for folder in (self.folder / name for name in _names(self.folder) if len(name) == _NAME):
+        for folder in (self.folder / name for name in _names(self.folder) if len(name) == NAME_LENGTH):
             with contextlib.suppress(FileNotFoundError):  # another process removes it now
-                mark = folder / _MARK
+                mark = folder / MARK
                 used.append(((mark if mark.exists() else folder).stat().st_mtime_ns, folder))
         for _, folder in sorted(used)[: -self.keep_states]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _state_folder(self, state: str) -> Path:
         # The digest of the digest: a state's name may be of any length and alphabet, a folder's may not.
-        return self.folder / hashlib.sha256(state.encode()).hexdigest()[:_NAME]
+        return self.folder / hashlib.sha256(state.encode()).hexdigest()[:NAME_LENGTH]
 
     def _touch(self, state: str) -> None:
         folder = self._state_folder(state)
         with contextlib.suppress(OSError):  # nothing kept yet, pruned just now, or read-only: then there is nothing to mark
-            (folder / _MARK).touch()
+            (folder / MARK).touch()
 
     def _shards(self, state: str) -> list[Path]:
         folder = self._state_folder(state)
-        return [folder / name for name in _names(folder) if name.endswith(".safetensors")]
+        return [folder / name for name in _names(folder) if name.endswith(SUFFIX)]
 
     def _wanted(
         self, path: Path, state: str, places: dict[bytes, list[int]], dimension: int
     ) -> Iterator[tuple[bytes, npt.NDArray[np.float32]]]:
         """The vectors of one shard that are wanted; the whole shard is read and checked only when it holds one."""
         try:
-            with safe_open(path, framework="numpy") as shard:
-                keys = shard.get_tensor("keys")
-            if not any(key.tobytes() in places for key in keys):
+            data = self._data(path, places)
+            if data is None:
                 return
-            tensors = load_tensors(path.read_bytes())
+            tensors = load_tensors(data)
             keys, vectors = tensors["keys"], tensors["vectors"]
             sound = _shard_name(state, keys, vectors) == path.stem
         except FileNotFoundError:
@@ -142,6 +145,12 @@ class EmbeddingStore:
         for key, vector in zip(keys, vectors, strict=True):
             if key.tobytes() in places:
                 yield key.tobytes(), vector
+
+    def _data(self, path: Path, places: Mapping[bytes, list[int]]) -> bytes | None:
+        """The bytes of a shard that holds any of the keys."""
+        with safe_open(path, framework="numpy") as shard:
+            keys = shard.get_tensor("keys")
+        return path.read_bytes() if any(key.tobytes() in places for key in keys) else None
 
     def _reject(self, path: Path, why: str) -> None:
         _log.warning("%s: kept embeddings are damaged (%s); the file is removed and they are computed again", path, why)

@@ -59,11 +59,11 @@ class Entry:
     hit: bool
 
 
-class _Damaged(Exception):
+class Damaged(Exception):
     """An entry's bytes are not what was written."""
 
 
-class _Request:
+class Request:
     """A kind and a key, and what follows from them: the entry's place and how its bytes begin; and which kept values will not do."""
 
     def __init__(self, folder: Path, kind: str, key: Mapping[str, Any], stale: Stale | None = None) -> None:
@@ -87,9 +87,9 @@ class _Request:
         """The value in an entry's bytes."""
         body = text[:-_SUM_BYTES]
         if text[len(body) :] != _SUM + hashlib.sha256(body).hexdigest().encode() + _END:
-            raise _Damaged("it is torn, or was changed after it was written")
+            raise Damaged("it is torn, or was changed after it was written")
         if not body.startswith(self._head):
-            raise _Damaged("it belongs to another key or format")
+            raise Damaged("it belongs to another key or format")
         return dict(json.loads(body[len(self._head) :]))
 
 
@@ -110,6 +110,10 @@ class Ledger:
         self._asking: dict[str, tuple[threading.Event, int]] = {}
         self._ignored: dict[str, Identity | None] = {}
         self._told: set[str] = set()
+        self._open(lease_s)
+
+    def _open(self, lease_s: float) -> None:
+        """Make the folder ready, or refuse one that entries cannot be kept in."""
         try:
             self._leases = Leases(self._in_flight, lease_s)
             self._leases.sweep()
@@ -126,7 +130,7 @@ class Ledger:
         value that `stale` is true of is asked for again, once per key, and replaced."""
         if os.getpid() != self._process:
             raise RuntimeError("a Ledger belongs to the process that made it; make another one here")
-        request = _Request(self.folder, kind, key, stale)
+        request = Request(self.folder, kind, key, stale)
         waited = False
         while True:
             value = self._accepted(request)
@@ -151,7 +155,7 @@ class Ledger:
 
     def find(self, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The kept value of a key, or None; nobody is asked and nothing is counted."""
-        return self._accepted(_Request(self.folder, kind, key))
+        return self._accepted(Request(self.folder, kind, key))
 
     def counts(self, kind: str) -> dict[str, int]:
         """How many calls of a kind were hits, were asked and waited, for a summary."""
@@ -163,7 +167,7 @@ class Ledger:
             self.waited[kind] += waited
         return Entry(value, hit=True)
 
-    def _ask_alone(self, request: _Request, ask: Callable[[], dict[str, Any]], waited: bool) -> Entry:
+    def _ask_alone(self, request: Request, ask: Callable[[], dict[str, Any]], waited: bool) -> Entry:
         """`once` for the one thread of this process that may go on with this request."""
         attempt = self._leases.attempt(request.digest)
         pause = _FIRST_PAUSE_S
@@ -197,7 +201,7 @@ class Ledger:
 
     # --- the file of one entry
 
-    def _accepted(self, request: _Request) -> dict[str, Any] | None:
+    def _accepted(self, request: Request) -> dict[str, Any] | None:
         """The value in a sound entry; not one that was there when its key was first met, under `fresh` or if it is stale."""
         value, identity = self._read(request)
         old = self.fresh or value is None or request.stale(value)
@@ -205,7 +209,7 @@ class Ledger:
             return None
         return value
 
-    def _read(self, request: _Request) -> tuple[dict[str, Any] | None, Identity | None]:
+    def _read(self, request: Request) -> tuple[dict[str, Any] | None, Identity | None]:
         """The value of an entry (None: absent or damaged), and what tells its file from one that replaces it (None: absent)."""
         try:
             with open(request.path, "rb", buffering=0) as file:
@@ -220,11 +224,11 @@ class Ledger:
         identity = (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
         try:
             return request.value(text), identity
-        except _Damaged as why:
+        except Damaged as why:
             self._tell(request.digest, "%s: this entry counts as absent and is asked for again: %s", request.path, why)
             return None, identity
 
-    def _commit(self, request: _Request, text: bytes) -> dict[str, Any]:
+    def _commit(self, request: Request, text: bytes) -> dict[str, Any]:
         """Keep a new entry; the value that is kept, which is another's where that one was first."""
         try:
             for _ in range(3):  # a folder may be missing, or be cleared away just now
@@ -238,7 +242,7 @@ class Ledger:
             self._tell("commit", "%s: entries cannot be kept (%s); they will be asked for again", request.path, error)
             return request.value(text)
 
-    def _place(self, request: _Request, text: bytes) -> dict[str, Any]:
+    def _place(self, request: Request, text: bytes) -> dict[str, Any]:
         temporary = temporary_name(self._in_flight / request.path.name)
         try:
             write_new(temporary, text)

@@ -23,10 +23,12 @@ from stairstep.data.questions import Question, QuestionSet, is_selection
 from stairstep.data.rows import PairRow
 from stairstep.records import result_paths
 from stairstep.records.files import write_atomically, write_json
+from stairstep.records.places import below
 from stairstep.settings import DataError
 
 from .embed import EmbeddedTexts, EmbeddedTiles, Embedder, EmbedReport, EncoderLike, ReaderLike
 from .embeddings import EmbeddingStore
+from .on_objects import open_embeddings
 from .questions_answered import QAScore, qa_score
 from .ranking import Candidates, ranks
 from .retrieval import ARTICLE_METRICS, HITS, PAIR_METRICS, Retrieved, article_metrics, pair_metrics, retrieve, scores_of
@@ -104,11 +106,11 @@ def golden_shown(row: Mapping[str, Any], top_k_read: int) -> bool:
     return any(one["article"] in row["golden_ids"] for one in row["retrieved"][:top_k_read])
 
 
-def open_store(settings: EvaluationSettings, root: Path) -> EmbeddingStore | None:
+def open_store(settings: EvaluationSettings, root: str | Path) -> EmbeddingStore | None:
     """The store of embeddings that the settings ask for; its folder lies under `root` unless they name another."""
     if not settings.cache:
         return None
-    return EmbeddingStore(Path(root, settings.cache_folder or "embeddings"), settings.cache_states)
+    return open_embeddings(below(root, settings.cache_folder or "embeddings"), settings.cache_states)
 
 
 def evaluate_question_set(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stairstep.data.settings import QuestionSetSource
+from stairstep.records.places import check_places
 from stairstep.settings import SettingError, setting
 
 from .graders import ChatGraderSettings, ExactGraderSettings
@@ -74,7 +75,9 @@ class EvaluationSettings:
     )
     grader: ExactGraderSettings | ChatGraderSettings = setting(ExactGraderSettings(), doc="Who grades the answers.")
     ledger: bool = setting(True, doc="Keep answers and grades by their content and never ask the same again.")
-    ledger_folder: str | None = setting(None, doc="Where they are kept; default: a folder under the run root, shared by its runs.")
+    ledger_folder: str | None = setting(
+        None, doc="Where they are kept, a folder or a URL (s3://…); default: a folder under the run root, shared by its runs."
+    )
     prices: tuple[PriceSettings, ...] = setting((), doc="Prices of models; the cost of an evaluation then stands in its summary.")
     top_k_read: int = setting(3, doc="Retrieved tiles that the reader is shown, best first.", minimum=1, maximum=10)
     coverage_floor: float = setting(
@@ -82,13 +85,16 @@ class EvaluationSettings:
     )
     batch_tokens: int = setting(16384, doc="Tokens that the encoder sees at once in evaluation.", minimum=1)
     cache: bool = setting(True, doc="Keep embeddings by encoder state and find them again in later evaluations.")
-    cache_folder: str | None = setting(None, doc="Where embeddings are kept; default: a folder under the run root, shared by its runs.")
+    cache_folder: str | None = setting(
+        None, doc="Where embeddings are kept, a folder or a URL (s3://…); default: a folder under the run root, shared by its runs."
+    )
     cache_states: int = setting(
         32, doc="Encoder states whose embeddings are kept; those unused for longest go first (4 bytes a tile and dimension).", minimum=1
     )
 
     def check(self) -> None:
-        """The reader is shown what the rows list, and a model has one price."""
+        """The reader is shown what the rows list, a model has one price, and a URL is one that holds no secret."""
+        check_places(ledger_folder=self.ledger_folder, cache_folder=self.cache_folder)
         if self.reader is None and self.selection_metric == "qa":
             raise SettingError("selection_metric", "there is no QA score without a reader; name evaluation.reader, or another metric")
         if self.reader is not None and self.top_k_read > self.top_k:

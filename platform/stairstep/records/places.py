@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from stairstep.settings import InputError, UnreachableError
+from stairstep.settings import InputError, SettingError, UnreachableError
 
 from .files import temporary_name
 
@@ -96,6 +96,16 @@ def below(root: str | Path, name: str | Path) -> Path | ObjectFolder:
         return place(name)
     base = place(root)
     return base / str(name)
+
+
+def check_places(**named: str | None) -> None:
+    """A SettingError for a setting whose value is a URL that cannot be a place."""
+    for name, value in named.items():
+        if value is not None and is_url(value):
+            try:
+                place(value)
+            except InputError as error:
+                raise SettingError(name, str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from stairstep.records import write_atomically
+from stairstep.records.places import below
 from stairstep.records.resume import ABSENT
 from stairstep.settings import InputError, RecipeError, to_plain, to_yaml
 from stairstep.tasks import Recipe, load_recipe
@@ -133,8 +134,8 @@ def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
     root = Path(os.path.abspath(recipe.run.root))
     evaluation = replace(
         recipe.evaluation,
-        ledger_folder=os.path.join(root, recipe.evaluation.ledger_folder or "ledger"),
-        cache_folder=os.path.join(root, recipe.evaluation.cache_folder or "embeddings"),
+        ledger_folder=str(below(root, recipe.evaluation.ledger_folder or "ledger")),
+        cache_folder=str(below(root, recipe.evaluation.cache_folder or "embeddings")),
     )
     store = None if recipe.tiles.store is None else os.path.abspath(recipe.tiles.store)
     return replace(

@@ -21,6 +21,7 @@ import torch
 from stairstep.evaluation.chat import AskFailed, ChatClient
 from stairstep.evaluation.graders import ChatGrader, ChatGraderSettings, ExactGrader, Ungraded
 from stairstep.evaluation.ledger import Entry, Ledger, Stale
+from stairstep.evaluation.on_objects import open_ledger
 from stairstep.evaluation.question_set import RetrievalResult
 from stairstep.evaluation.questions_answered import Failure, with_answer, with_grade
 from stairstep.evaluation.readers import RemoteReader, RemoteReaderSettings
@@ -30,6 +31,7 @@ from stairstep.models.reading import Reader, load_reader
 from stairstep.models.sources import locate
 from stairstep.models.weights import weight_files
 from stairstep.records import read_json
+from stairstep.records.places import below
 from stairstep.records.reading import ReadingFile
 from stairstep.settings import TileError
 from stairstep.tiles import RESAMPLER, TileReader, TileSettings
@@ -206,7 +208,7 @@ class Answering:
         tiles: TileReader,
         limits: TileSettings,
         device: torch.device,
-        root: Path,
+        root: str | Path,
         fresh: bool = False,
         again: bool = False,
     ) -> None:
@@ -226,7 +228,7 @@ class Answering:
             if isinstance(settings.grader, ChatGraderSettings) and self._judge_client is not None
             else ExactGrader()
         )
-        self._ledger_folder = Path(root, settings.ledger_folder or "ledger") if settings.ledger else None
+        self._ledger_folder = below(root, settings.ledger_folder or "ledger") if settings.ledger else None
         self._fresh, self._again = fresh, again
         self._kept: Ledger | NothingKept | None = None
 
@@ -260,7 +262,7 @@ class Answering:
     def _ledger(self) -> Ledger | NothingKept:
         """Made at the first question, in the process that asks."""
         if self._kept is None:
-            self._kept = NothingKept() if self._ledger_folder is None else Ledger(self._ledger_folder, self._fresh)
+            self._kept = NothingKept() if self._ledger_folder is None else open_ledger(self._ledger_folder, self._fresh)
         return self._kept
 
     def _asked(self, row: Row, tiles_dir: Path) -> Asked:
