@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 
+from stairstep.models.computing import compute_with
 from stairstep.models.reading import Reader, load_reader
 from stairstep.settings import InputError, TileError
 from stairstep.tiles import TileSettings, decode_image, resize
@@ -34,7 +35,7 @@ class TransformersEngine:
     """Answers requests in the thread that calls it; one call at a time."""
 
     def __init__(self, settings: TransformersSettings, max_image_pixels: int) -> None:
-        torch.set_num_threads(settings.threads)
+        compute_with(settings.threads)
         self.settings = settings
         self.max_image_pixels = max_image_pixels
         self.geometry = TileSettings(settings.max_visual_tokens, settings.min_visual_tokens).geometry()

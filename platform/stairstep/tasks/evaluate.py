@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from stairstep.evaluation.question_set import RetrievalResult, open_store, write_result
+from stairstep.models.computing import compute_with
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone
 from stairstep.settings import InputError, RecipeError
@@ -38,7 +37,7 @@ class Measured:
 def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None, fresh: bool = False) -> Measured:
     """Evaluate a resolved recipe's base, a checkpoint folder, or (neither given) the adapter that the recipe starts from; `fresh` asks
     reader and grader whatever the ledger holds."""
-    torch.set_num_threads(recipe.run.threads)
+    compute_with(recipe.run.threads)
     what, start, step = _subject(recipe, base, checkpoint)
     if not recipe.evaluation.sets and not recipe.evaluation.pairs:
         raise RecipeError("the recipe names nothing to evaluate on; add evaluation.sets or evaluation.pairs")

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stairstep.evaluation.question_set import open_store
+from stairstep.models.computing import compute_with
 from stairstep.models.encoder import Encoder
 from stairstep.models.load import load_encoder
 from stairstep.models.settings import ModelSettings
@@ -40,7 +39,7 @@ class Evaluator:
     def evaluate(self, plain: Mapping[str, Any], step: int) -> None:
         """Evaluate a step of the run of a (plain, resolved) recipe, and tell the run."""
         recipe = build(Recipe, from_plain(plain, "recipe"))
-        torch.set_num_threads(recipe.run.threads)
+        compute_with(recipe.run.threads)
         folder = RunFolder(run_folder_path(recipe))
         task = self._task(recipe, folder)
         task.load(folder.checkpoint_path(step))

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stairstep.evaluation.question_set import answer_facts, qa_scores, write_rows, write_summary
 from stairstep.evaluation.questions_answered import QAScore, qa_line
 from stairstep.evaluation.table import missing_lines
+from stairstep.models.computing import compute_with
 from stairstep.records import RunFolder, read_json, read_json_lines
 from stairstep.settings import InputError
 
@@ -55,7 +54,7 @@ def mend(folder: Path, recipe: Recipe, what: Sequence[Missing]) -> list[Mended]:
     found = sorted(folder.rglob("eval_step*.jsonl"))
     if not found:
         raise InputError(f"{folder}: there is no evaluation here; expected eval_step<step>.jsonl, as a run folder has them")
-    torch.set_num_threads(recipe.run.threads)
+    compute_with(recipe.run.threads)
     root = Path(recipe.run.root)
     answering = Answering(recipe.evaluation, tile_reader(recipe), recipe.tiles, device_of(recipe), root, again=True)
     claim = RunFolder(folder).claim()

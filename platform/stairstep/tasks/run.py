@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stairstep.evaluation.question_set import open_store
+from stairstep.models.computing import compute_with
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, is_volatile, open_trackers, write_json
@@ -226,7 +227,7 @@ def train(
     """Train a resolved recipe, or go on with its run; every worker calls this."""
     listener = listener or Nobody()
     workers = collective or Alone()
-    torch.set_num_threads(recipe.run.threads)
+    compute_with(recipe.run.threads)
     first = workers.rank == 0
     path = run_folder_path(recipe)
     folder = RunFolder.create(path) if first else RunFolder(path)
