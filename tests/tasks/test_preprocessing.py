@@ -230,8 +230,30 @@ def test_the_place_of_a_store_is_resolved(world: SimpleNamespace, monkeypatch: p
     monkeypatch.setenv("FAST", str(world.data))
     named = resolve(replace(world.recipe, tiles=replace(world.recipe.tiles, store="$FAST/tiles")))
     assert named.tiles.store == f"{world.data}/tiles"
-    with pytest.raises(RecipeError, match=r"tiles\.store: 's3://bucket/tiles' is a URL"):
-        resolve(replace(world.recipe, tiles=replace(world.recipe.tiles, store="s3://bucket/tiles")))
+    remote = resolve(replace(world.recipe, tiles=replace(world.recipe.tiles, store="s3://bucket/tiles")))
+    assert remote.tiles.store == "s3://bucket/tiles"
+    monkeypatch.setenv("FAST", "s3://id:secret@bucket")
+    with pytest.raises(InputError, match="holds credentials"):
+        resolve(replace(world.recipe, tiles=replace(world.recipe.tiles, store="$FAST/tiles")))
+
+
+def test_a_store_in_an_object_store_is_filled_and_read(world: SimpleNamespace, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped and gone on with, a bad tile listed; the pixels are those of the files."""
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(world.data.parent / "cache"))
+    (world.data / "p3.png").write_bytes(b"no image")
+    recipe = replace(world.recipe, tiles=replace(world.recipe.tiles, store=s3.url("stairs/tiles")))
+    stopped = preprocess(recipe, stop=lambda: any(name.endswith(".arrow") for name in s3.names()))
+    assert stopped.stopped
+    whole = preprocess(recipe)
+    assert len(whole.bad) == 1
+    assert 0 < stopped.made < whole.made + stopped.made == 28
+    assert "s3://stairs/tiles/" in whole.lines()[1]
+    quarantine = next(name for name in s3.names() if name.endswith("quarantine.jsonl"))
+    assert b"p3.png" in s3.objects[quarantine]
+    assert preprocess(recipe).made == 0
+    reader, direct = tile_reader(recipe), TileReader(recipe.tiles)
+    paths = [path for path in load_tiles(recipe, Archives()) if path.name != "p3.png"]
+    assert all(reader.has_stored(path) and torch.equal(reader.load(path).pixels, direct.load(path).pixels) for path in paths)
 
 
 def _with_little_room(recipe: Recipe, most: int, told: Any) -> None:

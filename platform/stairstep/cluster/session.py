@@ -19,6 +19,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import AuthenticationError
 
+from stairstep.records.places import is_url
 from stairstep.settings import InputError, RecipeError, UnreachableError
 from stairstep.tasks import ClusterSettings, ray_address
 
@@ -79,7 +80,7 @@ def _unreachable(address: str | None, why: str) -> str:
 
 def check_root(root: str | None, address: str | None, key: str = "run.root") -> None:
     """A cluster needs absolute folders: the working folder of a job is a copy that is thrown away."""
-    if root is not None and on_a_cluster(address) and not os.path.isabs(root):
+    if root is not None and on_a_cluster(address) and not (os.path.isabs(root) or is_url(root)):
         raise RecipeError(
             f"{key}: '{root}' is relative, but the run is placed on a cluster, where a job's working folder is thrown away; give the "
             "absolute path of a folder that every node sees"

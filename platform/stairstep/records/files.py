@@ -212,6 +212,11 @@ def read_raw_lines(path: Path) -> list[tuple[bytes, Any]]:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file") from None
+    return raw_lines_in(data, path)
+
+
+def raw_lines_in(data: bytes, path: Path | str) -> list[tuple[bytes, Any]]:
+    """The lines of JSON lines, each with its value; `path` is what they are called in messages."""
     lines = data.split(b"\n")
     tail = lines.pop()
     if _is_whole(tail):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
-from stairstep.settings import InputError, SettingError, UnreachableError
+from stairstep.settings import InputError, SettingError, StairstepError, UnreachableError
 
 from .files import temporary_name
 
@@ -165,6 +165,12 @@ class ObjectFolder:
         finally:
             temporary.unlink(missing_ok=True)
 
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """An object as a file of Arrow's, to read parts of."""
+        with self._told(name), self._system().open_input_file(f"{self.path}/{name}") as file:
+            yield file
+
     def exists(self, name: str) -> bool:
         """Whether there is such an object."""
         import pyarrow.fs as arrow
@@ -243,6 +249,8 @@ class ObjectFolder:
         where = self.where(name)
         try:
             yield
+        except StairstepError:
+            raise
         except ValueError as error:
             raise InputError(f"{where}: {error}; correct the URL {self}") from error
         except OSError as error:

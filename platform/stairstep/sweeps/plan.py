@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from stairstep.records import write_atomically
-from stairstep.records.places import below
+from stairstep.records.places import below, is_url
 from stairstep.records.resume import ABSENT
 from stairstep.settings import InputError, RecipeError, to_plain, to_yaml
 from stairstep.tasks import Recipe, load_recipe
@@ -137,7 +137,8 @@ def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
         ledger_folder=str(below(root, recipe.evaluation.ledger_folder or "ledger")),
         cache_folder=str(below(root, recipe.evaluation.cache_folder or "embeddings")),
     )
-    store = None if recipe.tiles.store is None else os.path.abspath(recipe.tiles.store)
+    stored = recipe.tiles.store
+    store = stored if stored is None or is_url(stored) else os.path.abspath(stored)
     return replace(
         recipe,
         run=replace(recipe.run, root=os.path.abspath(sweep / "runs"), name=trial, resume="auto"),

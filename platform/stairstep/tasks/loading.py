@@ -28,8 +28,10 @@ from stairstep.data import (
 )
 from stairstep.evaluation.question_set import PAIRS_NAME
 from stairstep.records import check_set_name
+from stairstep.records.places import ObjectFolder, below, place
 from stairstep.settings import DataError, RecipeError
-from stairstep.tiles import Archives, TileIds, TileReader, open_store, tile_key
+from stairstep.tiles import Archives, TileIds, TileReader, tile_key
+from stairstep.tiles.shelf import open_store_at
 
 from .packed import open_archives
 from .recipe import Recipe
@@ -121,9 +123,9 @@ def tiles_of(rows: RetrievalRows) -> dict[Path, str]:
     return first
 
 
-def store_folder(recipe: Recipe) -> Path:
+def store_folder(recipe: Recipe) -> Path | ObjectFolder:
     """Where the recipe's tile store lies."""
-    return Path(recipe.tiles.store) if recipe.tiles.store is not None else Path(recipe.run.root) / "tiles"
+    return place(recipe.tiles.store) if recipe.tiles.store is not None else below(recipe.run.root, "tiles")
 
 
 def tile_reader(recipe: Recipe, archives: Archives | None = None, stored: bool = True) -> TileReader:
@@ -131,7 +133,7 @@ def tile_reader(recipe: Recipe, archives: Archives | None = None, stored: bool =
     there is one, unless not `stored`."""
     allowed = Allowed(tuple(recipe.data.roots)) if recipe.data.roots else None
     packed = open_archives(recipe) if archives is None else archives
-    store = open_store(store_folder(recipe), tile_key(recipe.tiles.geometry())) if stored else None
+    store = open_store_at(store_folder(recipe), tile_key(recipe.tiles.geometry())) if stored else None
     if store is not None:
         _LOG.info("Tile store: %d tiles in %s", len(store), store.folder / store.key)
     pinned = recipe.cluster.device != "cpu" and torch.cuda.is_available()

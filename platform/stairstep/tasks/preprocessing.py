@@ -19,17 +19,17 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from stairstep.records.files import write_atomically
-from stairstep.records.folders import sweep
-from stairstep.settings import DataError, InputError, RecipeError, StairstepError, TileError
+from stairstep.records.places import ObjectFolder
+from stairstep.settings import DataError, RecipeError, StairstepError, TileError
 from stairstep.tiles import TEMPORAL, TileReader, index_archive
 from stairstep.tiles.identity import Stamp
-from stairstep.tiles.store import Shard, ids_of, whole_shards, write_manifest, write_shard
+from stairstep.tiles.shelf import Shelf, shelf_at
+from stairstep.tiles.store import Shard
 
 from .loading import load_tiles, store_folder, tile_reader
 from .packed import index_folder, not_indexed, open_archives
 from .recipe import Recipe
-from .tile_check import QUARANTINE, BadTile, quarantine_lines, read_quarantine
+from .tile_check import QUARANTINE, BadTile, quarantine_lines, quarantined
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Filled:
 class Summary:
     """A finished job: tiles of the recipe, how many were there before, what was made, and how fast."""
 
-    folder: Path
+    folder: Path | ObjectFolder
     files: int
     tiles: int
     there_before: int
@@ -116,21 +116,16 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
     if not named:
         raise RecipeError("no row and no question set of this recipe names a tile; add data.train or evaluation.sets")
     reader = tile_reader(recipe, archives, stored=False)
-    folder, key = store_folder(recipe) / reader.key, reader.key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"tiles.store: {error.filename}: expected a folder for the store, found a file; name another") from None
-    for line in sweep(folder):
-        _LOG.info("%s: %s", folder, line)
+    shelf = shelf_at(store_folder(recipe), reader.key)
+    shelf.prepare()
     ids, bad, stopped = identify(list(named), reader, run, stop)
     problems = [BadTile(one.path, None, named[Path(one.path)], one.problem) for one in bad]
     distinct: dict[str, Path] = {}
     for path in named:
         if path in ids:
             distinct.setdefault(ids[path], path)
-    shards = whole_shards(folder, key)
-    there = ids_of(folder, key, shards) & distinct.keys()
+    shards = shelf.whole()
+    there = shelf.ids(shards) & distinct.keys()
     before = len(there)
     wanted = [Wanted(one, str(path), named[path]) for one, path in distinct.items()]
     blocks = [block for block in _blocks(wanted, there) if block]
@@ -138,7 +133,7 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
     done = made = pixels = size = 0
     progress = _Progress("preprocessed", sum(map(len, blocks)))
     if not stopped:
-        for one in run(Filling(reader, folder, shards), blocks):
+        for one in run(Filling(reader, shelf, shards), blocks):
             done, made, pixels, size = done + one.asked, made + one.made, pixels + one.pixels, size + one.bytes
             problems += one.bad
             reader.ids.put_all((Path(fresh.path), fresh.stamp, fresh.id) for fresh in one.fresh if fresh.stamp and fresh.id)
@@ -146,22 +141,23 @@ def preprocess(recipe: Recipe, spread: Spread | None = None, stop: Callable[[], 
             stopped = stop()
             if stopped:
                 break
-    shards = whole_shards(folder, key)  # with those of other jobs
-    if shards or any(folder.glob("manifest-*.json")):
-        write_manifest(folder, key, shards)
-    _write_quarantine(folder / QUARANTINE, problems, set() if stopped else set(map(str, named)))
-    sweep(folder)
+    shards = shelf.whole()  # with those of other jobs
+    shelf.commit(shards)
+    _write_quarantine(shelf, problems, set() if stopped else set(map(str, named)))
     if not stopped:
-        _check_complete(folder, key, shards, distinct.keys() - {one.id for one in problems})
+        _check_complete(shelf, shards, distinct.keys() - {one.id for one in problems})
     took = time.perf_counter() - started
-    return Summary(folder, len(named), len(distinct), before, made, size, pixels * _FLOAT32_BYTES_PER_PIXEL, tuple(problems), took, stopped)
+    return Summary(
+        shelf.where, len(named), len(distinct), before, made, size, pixels * _FLOAT32_BYTES_PER_PIXEL, tuple(problems), took, stopped
+    )
 
 
-def _write_quarantine(path: Path, problems: Sequence[BadTile], looked_at: set[str]) -> None:
+def _write_quarantine(shelf: Shelf, problems: Sequence[BadTile], looked_at: set[str]) -> None:
     """List bad tiles, beside those that other jobs over the same store have listed and this one has not looked at."""
     mine = {one.tile for one in problems}
-    others = [one for one in read_quarantine(path) if one.tile not in looked_at and one.tile not in mine]
-    write_atomically(path, quarantine_lines([*others, *problems]))
+    listed = quarantined(shelf.get(QUARANTINE) or b"", str(shelf.where / QUARANTINE))
+    others = [one for one in listed if one.tile not in looked_at and one.tile not in mine]
+    shelf.put(QUARANTINE, quarantine_lines([*others, *problems]))
 
 
 def _index_archives(recipe: Recipe, run: Spread, stop: Callable[[], bool]) -> None:
@@ -259,8 +255,8 @@ class Hashing:
 class Filling:
     """Makes the shard of a block: the second pass, on any machine that sees the files and the store. `known`: the shards of the plan."""
 
-    def __init__(self, reader: TileReader, folder: Path, known: Iterable[Shard] = ()) -> None:
-        self.reader, self.folder = reader.without_index(), folder
+    def __init__(self, reader: TileReader, shelf: Shelf, known: Iterable[Shard] = ()) -> None:
+        self.reader, self.shelf = reader.without_index(), shelf
         self._known = {one.file for one in known}
         self._others: set[str] = set()  # what other jobs have made since the plan
 
@@ -268,17 +264,17 @@ class Filling:
         """Decode, resize and write what no other job has made meanwhile."""
         self._look()
         work = _Work(self.reader, [one for one in block if one.id not in self._others])
-        shard = write_shard(self.folder, self.reader.key, work.tiles())
+        shard = self.shelf.write(work.tiles())
         made = 0 if shard is None else shard.tiles
         return Filled(len(block), made, 0 if shard is None else shard.bytes, tuple(work.bad), tuple(work.fresh), work.pixels)
 
     def _look(self) -> None:
         """Take in the shards that have come since the plan, this job's own among them."""
-        for path in self.folder.glob("shard-*.arrow"):
-            if path.name not in self._known:
-                self._known.add(path.name)
+        for name in self.shelf.names():
+            if name not in self._known:
+                self._known.add(name)
                 try:
-                    self._others |= ids_of(self.folder, self.reader.key, [Shard(path.name, 0, 0)])
+                    self._others |= self.shelf.ids([Shard(name, 0, 0)])
                 except DataError as error:
                     _LOG.warning("%s; its tiles are made again", error)
 
@@ -325,11 +321,12 @@ def _blocks(wanted: Sequence[Wanted], there: set[str]) -> Iterator[list[Wanted]]
         yield [one for one in wanted[number * SHARD_TILES : (number + 1) * SHARD_TILES] if one.id not in there]
 
 
-def _check_complete(folder: Path, key: str, shards: Sequence[Shard], expected: set[str]) -> None:
-    lost = expected - ids_of(folder, key, shards)
+def _check_complete(shelf: Shelf, shards: Sequence[Shard], expected: set[str]) -> None:
+    lost = expected - shelf.ids(shards)
     if lost:
         raise StairstepError(
-            f"{folder}: {len(lost):,} of {len(expected):,} tiles are neither in the store nor in its quarantine, for example {min(lost)}. "
+            f"{shelf.where}: {len(lost):,} of {len(expected):,} tiles are neither in the store nor in its quarantine, "
+            f"for example {min(lost)}. "
             "Is this folder (tiles.store) the same on all nodes, and may all of its files be read? Then run this again"
         )
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stairstep.evaluation.graders import ChatGraderSettings
+from stairstep.records.places import place
 from stairstep.settings import RecipeError
 from stairstep.tiny.tinywiki import ensure_world
 
@@ -54,8 +55,8 @@ def resolve(recipe: Recipe) -> Recipe:
     if isinstance(grader, ChatGraderSettings):  # a file may be gone, or elsewhere, when somebody grades again
         grader = grader.with_template()
     tiles = replace(recipe.tiles, store=recipe.tiles.store and fill(recipe.tiles.store, "tiles.store"))
-    if tiles.store is not None and "://" in tiles.store:
-        raise RecipeError(f"tiles.store: '{tiles.store}' is a URL; a tile store is a folder that every node sees")
+    if tiles.store is not None:
+        place(tiles.store)  # a URL that cannot be one is told now
     return replace(recipe, data=data, tiles=tiles, evaluation=replace(recipe.evaluation, sets=sets, grader=grader))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stairstep.data import PairRow, QuestionSet
 from stairstep.objectives import Collective
-from stairstep.records.files import read_json_lines, write_atomically
+from stairstep.records.files import raw_lines_in, read_json_lines, write_atomically
 from stairstep.settings import DataError, TileError
 from stairstep.tiles import TileIds, TileReader
 from stairstep.tiles.identity import Stamp
@@ -106,6 +106,11 @@ def quarantine_lines(bad: Iterable[BadTile]) -> str:
 def read_quarantine(path: Path) -> list[BadTile]:
     """The bad tiles that a quarantine.jsonl lists; no file is an empty list."""
     return [BadTile(**line) for line in read_json_lines(path)] if path.exists() else []
+
+
+def quarantined(text: bytes, where: str) -> list[BadTile]:
+    """The bad tiles that the lines of a quarantine list; `where` is what it is called in messages."""
+    return [BadTile(**line) for _, line in raw_lines_in(text, where)]
 
 
 def without(bad: Collection[Path], rows: RetrievalRows) -> RetrievalRows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stairstep.records.places import check_places
 from stairstep.settings import SettingError, setting
 
 from .geometry import PIXELS_PER_TOKEN, Geometry
@@ -27,11 +28,13 @@ class TileSettings:
 
     store: str | None = setting(
         None,
-        doc="Folder of the tile store that jobs.preprocess fills; null = `tiles` under the run root. What it has is not decoded again.",
+        doc="Folder or URL (s3://…) of the tile store that jobs.preprocess fills; null = `tiles` under the run root. What it has is not "
+        "decoded again.",
     )
 
     def check(self) -> None:
-        """What one field alone cannot show."""
+        """What one field alone cannot show; a URL is one that holds no secret."""
+        check_places(store=self.store)
         if self.min_visual_tokens > self.max_visual_tokens:
             raise SettingError(
                 "min_visual_tokens",

@@ -46,7 +46,7 @@ _SCHEMA = pa.schema(
         ("pixels", pa.large_binary()),
     ]
 )
-_NAME = re.compile(r"shard-[0-9a-f]{32}\.arrow")
+NAME = re.compile(r"shard-[0-9a-f]{32}\.arrow")
 _log = logging.getLogger(__name__)
 
 
@@ -164,13 +164,18 @@ def named_shards(folder: Path) -> set[Shard]:
 
 
 def _named_by(path: Path) -> set[Shard]:
+    return named_in(path, path.read_bytes())
+
+
+def named_in(path: Path | str, text: bytes) -> set[Shard]:
+    """The shards that a manifest names; `path` is what it is called in messages."""
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(text)
         if manifest["format"] != FORMAT:
             _log.warning("%s: this manifest has format %s, and this version reads %d: passed over", path, manifest["format"], FORMAT)
             return set()
         shards = {Shard(**one) for one in manifest["shards"]}
-        if not all(_NAME.fullmatch(one.file) for one in shards):
+        if not all(NAME.fullmatch(one.file) for one in shards):
             raise KeyError("the name of a shard")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: this is no manifest of a tile store ({error}); delete it and run jobs.preprocess again") from None
@@ -182,7 +187,7 @@ def whole_shards(folder: Path, key: str) -> list[Shard]:
     file is: one that cannot be read now may be read by the next job, and one of another kind is somebody's."""
     found = []
     for path in sorted(folder.glob("shard-*.arrow")):
-        if not _NAME.fullmatch(path.name):
+        if not NAME.fullmatch(path.name):
             continue
         try:
             ids = [one.hex() for batch in _open(path, key) for one in batch.column("id").to_pylist()]
@@ -242,9 +247,8 @@ def write_manifest(folder: Path, key: str, shards: Sequence[Shard]) -> Path:
 
     Manifests that say nothing more than this one, or name a shard that is gone, are removed afterwards.
     """
-    named = [asdict(one) for one in sorted(shards, key=lambda one: one.file)]
-    value = {"format": FORMAT, "key": key, "codecs": CODECS, "tiles": sum(one.tiles for one in shards), "shards": named}
-    path = folder / f"manifest-{digest_of_json(named)[:16]}.json"
+    name, value = manifest_of(key, shards)
+    path = folder / name
     write_json(path, value)
     for other in folder.glob("manifest-*.json"):
         try:
@@ -254,6 +258,13 @@ def write_manifest(folder: Path, key: str, shards: Sequence[Shard]) -> Path:
         except FileNotFoundError:
             continue  # another job removed it
     return path
+
+
+def manifest_of(key: str, shards: Sequence[Shard]) -> tuple[str, dict[str, Any]]:
+    """The name of the manifest of some shards, and what it says."""
+    named = [asdict(one) for one in sorted(shards, key=lambda one: one.file)]
+    value = {"format": FORMAT, "key": key, "codecs": CODECS, "tiles": sum(one.tiles for one in shards), "shards": named}
+    return f"manifest-{digest_of_json(named)[:16]}.json", value
 
 
 class _Row(NamedTuple):
@@ -305,6 +316,31 @@ def _open(path: Path, key: str) -> list[pa.RecordBatch]:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"{path}: this shard of the tile store cannot be read ({os.strerror(error.errno)})") from None
         raise TornError(f"{path}: this shard of the tile store is torn ({error})") from None
+
+
+def ids_in(file: pa.NativeFile, key: str, where: str) -> list[bytes]:
+    """The ids in an open shard, of which little else is read; a TornError where it is no whole shard. `where`: what it is called."""
+    try:
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+        named = {name.decode(): value.decode() for name, value in (reader.schema.metadata or {}).items()}
+        if named.get("key") != key or named.get("format") != str(FORMAT):
+            raise TornError(f"{where}: this is no shard of the tiles {key} in format {FORMAT}")
+        batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        return [one for batch in batches for one in batch.column(0).to_pylist()]
+    except pa.ArrowInvalid as error:
+        raise TornError(f"{where}: this shard of the tile store is torn ({error})") from None
+
+
+def check_shard(path: Path, key: str) -> None:
+    """A TornError if anything in a shard is not what was written."""
+    ids = []
+    for batch in _open(path, key):
+        ids += [one.hex() for one in batch.column("id").to_pylist()]
+        for row in range(batch.num_rows):
+            if checksum(batch.column("pixels")[row].as_buffer()) != batch.column("check")[row].as_py():
+                raise TornError(f"{path}: the pixels of tile {batch.column('id')[row].as_py().hex()} are damaged")
+    if shard_name(ids) != path.name:
+        raise TornError(f"{path}: this shard does not hold the tiles that its name says")
 
 
 def _codec(name: str) -> pa.Codec:
