@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
+from stairstep.records import series
 from stairstep.records.metrics import MetricLog, comparable
 from stairstep.settings import InputError, RecipeError, apply_overrides, build, from_plain
 from stairstep.tasks import Recipe
@@ -113,6 +115,20 @@ def test_the_loss_falls(kind: str, change: str, base: Path, tmp_path: Path) -> N
     assert [row["step"] for row in rows if any(name.startswith("exam/") for name in row)] == [0, 24]
 
 
+@pytest.mark.soak
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_the_quick_way_on_a_cpu_is_the_same_training_in_fewer_digits(base: Path, tmp_path: Path) -> None:
+    steps = ("optim.steps=6", "optim.rates.llm=1e-3", "model.attention=auto")
+    exact = run(recipe("reading", base, tmp_path / "exact", *steps))
+    quick = run(recipe("reading", base, tmp_path / "quick", *steps, "model.dtype=bfloat16"))
+    losses = [series(MetricLog(one / "metrics.jsonl").rows(), "train/loss") for one in (exact, quick)]
+    assert losses[0] != losses[1], "the second did compute in bfloat16"
+    assert [value for _, value in losses[1]] == pytest.approx([value for _, value in losses[0]], rel=0.02)
+    task = pretraining_task(recipe("reading", base, tmp_path, "model.dtype=bfloat16"), torch.device("cpu"))
+    layers = [*task.model.model.language_model.layers, *(block.mlp for block in task.model.model.visual.blocks)]
+    assert all(one._compiled_call_impl is not None for one in layers)
+
+
 def test_a_tower_that_is_not_trained_stays_as_it_was(base: Path, tmp_path: Path) -> None:
     before = load_file(base / "model.safetensors")
     for trained in (True, False):
@@ -183,7 +199,7 @@ def test_both_models_are_made_stage_by_stage_and_gone_on_with(
     monkeypatch.setattr(make, "REPORTED_SEEDS", (7,))
     monkeypatch.setitem(make.STAGES, "reader", tuple(_on(stage, micro.base) for stage in make.STAGES["reader"]))
     recipes = Path(__file__).parents[2] / "recipes" / "tiny"
-    small = ("optim.steps=2", "optim.batch=4", "optim.schedule.warmup_steps=1", "task.held_out=2", "run.threads=1")
+    small = ("optim.steps=2", "optim.batch=4", "optim.schedule.warmup_steps=1", "task.held_out=2", "run.threads=1", "model.dtype=float32")
     overrides = [f"{stage.recipe}:{change}" for stage in make.STAGES["reader"] for change in small]
     calls: list[str] = []
     real = make.train

@@ -70,8 +70,16 @@ def _embed_patches(tower: Any, values: Tensor) -> Tensor:
 def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     count, length, width = hidden.shape
     queries, keys, values = attention.qkv(hidden).view(count, length, 3, int(attention.num_heads), -1).permute(2, 0, 3, 1, 4)
-    mixed = nn.functional.scaled_dot_product_attention(_turned(queries, cos, sin), _turned(keys, cos, sin), values)
+    mixed = _mixed(_turned(queries, cos, sin), _turned(keys, cos, sin), values)
     return cast(Tensor, attention.proj(mixed.transpose(1, 2).reshape(count, length, width)))
+
+
+def _mixed(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention; on a CPU in float32 also under autocast, because its backward pass in bfloat16 takes eight times as long there."""
+    if queries.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return nn.functional.scaled_dot_product_attention(queries, keys, values)
+    with torch.autocast("cpu", enabled=False):
+        return nn.functional.scaled_dot_product_attention(queries.float(), keys.float(), values.float()).to(values.dtype)
 
 
 def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

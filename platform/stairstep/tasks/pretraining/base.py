@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +22,12 @@ from stairstep.settings import RecipeError
 from stairstep.training import EvaluationReport, PhaseSettings
 
 from .ahead import Batch, BatchesAhead
+from .quick import WIDE, compile_layers, uncompiled
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
+
+_LOG = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 OWN = "task.safetensors"
@@ -37,7 +41,11 @@ class Pretraining:
         self.recipe, self.device = recipe, device
         self.folder = locate(recipe.model.base, recipe.model.revision, "model.base").folder
         self.tokenizer = load_tokenizer(self.folder)
-        self.model: Any = load_generating(self.folder, fresh, recipe.model.init_seed, _attention(recipe)).to(device)
+        quick = device.type == "cpu" and recipe.model.dtype == "bfloat16"
+        attention = recipe.model.attention if recipe.model.attention != "auto" else WIDE if quick else "sdpa"
+        self.model: Any = load_generating(self.folder, fresh, recipe.model.init_seed, attention).to(device)
+        if quick and not compile_layers(self.model):
+            _LOG.info("there is no C++ compiler here; with one (g++, or what CXX names) a step takes two thirds of the time")
         self.seed, self.steps, self.batch = recipe.run.seed, recipe.optim.steps, recipe.optim.batch
         self._ahead = BatchesAhead(self.make_batch, self.steps, workers, device)
 
@@ -108,7 +116,7 @@ class Pretraining:
         """No gradients and no training behaviour."""
         self.model.eval()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), uncompiled():
                 yield
         finally:
             self.model.train()
@@ -131,10 +139,6 @@ def _tf32(device: torch.device) -> Iterator[None]:
 def report_of(scores: Mapping[str, float]) -> EvaluationReport:
     """Scores as metrics of the exam; pretraining has no selection split."""
     return EvaluationReport({f"exam/{name}": value for name, value in scores.items()})
-
-
-def _attention(recipe: Recipe) -> str:
-    return "sdpa" if recipe.model.attention == "auto" else recipe.model.attention
 
 
 def load_generating(folder: Path, fresh: bool, init_seed: int, attention: str = "sdpa") -> Any:

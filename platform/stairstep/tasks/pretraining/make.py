@@ -27,6 +27,7 @@ from ..recipe import Recipe, load_recipe
 from ..run import train
 from .base import load_generating, write_model
 from .exam import reading_scores, retrieval_scores
+from .quick import cpu_dtype
 
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def _recipe(
     own = [f"run.root={out / 'runs'}", f"run.name={kind}-{stage.name}", f"task.workers={workers}", f"cluster.device={device.type}"]
     start = [f"model.base={base}"] if base is not None else []
     if device.type == "cpu":
-        own.append("model.dtype=float32")  # without bfloat16 units a CPU multiplies it several times slower
+        own.append(f"model.dtype={cpu_dtype()}")  # without units for bfloat16 a CPU takes several times as long for it
     named = [text.partition(":")[2] for text in more if text.startswith(f"{stage.recipe}:")]
     return load_recipe(path, [*stage.changes, *own, *start, *named])
 
