@@ -9,7 +9,7 @@ TEXTS = ["first", "a second, longer text", "third"]
 def hidden_states(encoder, **kwargs):
     """The last hidden states of one call, caught on their way out of the LLM."""
     caught = []
-    hook = encoder.core.language_model.register_forward_hook(lambda _, __, output: caught.append(output.last_hidden_state))
+    hook = encoder.core.language_model.norm.register_forward_hook(lambda _, __, output: caught.append(output))
     with torch.no_grad():
         if "texts" in kwargs:
             encoder.encode_texts(kwargs["texts"], "document")

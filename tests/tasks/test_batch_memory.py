@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stairstep.models import encoder as encoder_module
+from stairstep.models import tower
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone
 from stairstep.tasks.batches import TileAhead
@@ -30,7 +30,7 @@ def test_only_one_chunk_of_a_batch_is_wide_at_a_time(recipe: Any, monkeypatch: p
     """The encoder's input of every earlier chunk is gone when the next one is made, in both passes; what stays is uint8 on the host."""
     made: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    patches = encoder_module.patches
+    patches = tower.patches
 
     def watched(*arguments: Any) -> Any:
         gc.collect()
@@ -39,7 +39,7 @@ def test_only_one_chunk_of_a_batch_is_wide_at_a_time(recipe: Any, monkeypatch: p
         made.append(weakref.ref(values))
         return values, grid
 
-    monkeypatch.setattr(encoder_module, "patches", watched)
+    monkeypatch.setattr(tower, "patches", watched)
     one = recipe("phases.text_warmup_steps=0", "objective.gradcache={chunk_items: 3, chunk_tokens: null, keep_graphs_mb: 0}")
     encoder = load_encoder(one.model, trainable=True)
     task = RetrievalTask(one, encoder, load_rows(one), tile_reader(one), Alone())

@@ -1,7 +1,8 @@
 """The bi-encoder: texts and tiles to unit vectors, with whatever adapter sits on the base.
 
 A vector does not depend on padding or on what else is in the call: causal rows are padded on the right, where no real token looks;
-bidirectional rows of different lengths are masked; every tile has its own attention in the vision tower. Positions are passed explicitly.
+bidirectional rows of different lengths are masked; every tile has its own attention in the vision tower. Positions are passed explicitly,
+and nothing on the way to a vector waits for the device.
 Under bfloat16 the frozen weights are bfloat16, what is trained is float32, and the computation runs under autocast; vectors are float32.
 """
 
@@ -19,16 +20,18 @@ from torch import nn
 from transformers import Qwen3VLModel
 
 from stairstep.settings import InputError, StairstepError
-from stairstep.tiles import patches
 
 from . import digest
 from .adapter_files import ADAPTER, canonical, check_same_shape, lora_layers, read_adapter, trained_tensors, write_adapter
-from .inputs import Inputs, Role, TokenBatch
+from .inputs import Inputs, PlacedBatch, Role
 from .placement import VISION_TOWER, Placement, attach
 from .settings import ModelSettings
+from .states import attention_mask, hidden_states
+from .tower import tile_features
 from .weights import DTYPES
 
 GROUPS = ("llm", "vit", "merger")
+_ARITHMETIC = 2  # to be raised where the order of operations changes: vectors of before may then differ in their last bits
 
 
 class Encoder(nn.Module):
@@ -96,8 +99,7 @@ class Encoder(nn.Module):
         if not pixels:
             return self._nothing()
         batch = self.inputs.tiles([(int(tile.shape[-2]), int(tile.shape[-1])) for tile in pixels], self.device)
-        values, grid = patches(list(pixels), self.device, self._dtype)
-        return self._embed(batch, pixel_values=values, image_grid_thw=grid)
+        return self._embed(batch, pixels)
 
     def _nothing(self) -> torch.Tensor:
         return torch.zeros(0, self.dimension, dtype=self._vector_dtype, device=self.device)
@@ -106,28 +108,11 @@ class Encoder(nn.Module):
     def _vector_dtype(self) -> torch.dtype:
         return torch.float64 if self._dtype == torch.float64 else torch.float32
 
-    def _embed(self, batch: TokenBatch, **visual: torch.Tensor) -> torch.Tensor:
+    def _embed(self, batch: PlacedBatch, pixels: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        mask = attention_mask(batch, self.attention, self.settings.bidirectional, self._dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._dtype == torch.bfloat16):
-            output = self.core(
-                input_ids=batch.ids, attention_mask=self._mask(batch), position_ids=batch.positions, use_cache=False, **visual
-            )
-        last = torch.tensor([length - 1 for length in batch.lengths], device=self.device)
-        pooled = output.last_hidden_state[torch.arange(len(batch.lengths), device=self.device), last]
-        return nn.functional.normalize(pooled.to(self._vector_dtype), dim=-1)
-
-    def _mask(self, batch: TokenBatch) -> torch.Tensor:
-        """All ones where the attention kernel's own causality is right: no real token sees the padding on its right.
-
-        (None would say the same, but some versions of transformers then take the positions for those of packed sequences.) Bidirectional
-        rows need a true mask where they are padded, and under `eager`, which has no flag for causality, always."""
-        if not self.settings.bidirectional or (batch.uniform and self.attention != "eager"):
-            return torch.ones_like(batch.ids)
-        lengths = torch.tensor(batch.lengths, device=self.device)
-        real = torch.arange(batch.ids.shape[1], device=self.device) < lengths[:, None]
-        if self.attention == "flash_attention_2":
-            return real.long()
-        mask = torch.zeros(real.shape, dtype=self._dtype, device=self.device)
-        return mask.masked_fill(~real, torch.finfo(self._dtype).min)[:, None, None, :].expand(-1, 1, real.shape[1], -1)
+            hidden = hidden_states(self.core, batch, tile_features(self.core.visual, pixels, self.device), mask)
+        return nn.functional.normalize(hidden.flatten(0, 1).index_select(0, batch.last).to(self._vector_dtype), dim=-1)
 
     def groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """What is trained, with canonical names, by part of the model: llm, vit, merger."""
@@ -184,6 +169,7 @@ class Encoder(nn.Module):
         return digest.of_json(
             {
                 "base": self._identity,
+                "arithmetic": _ARITHMETIC,
                 "trained": trained,
                 "inputs": self.inputs.digest(),
                 "dtype": self.settings.dtype,

@@ -39,6 +39,16 @@ class TokenBatch:
         return min(self.lengths) == max(self.lengths)
 
 
+@dataclass(frozen=True)
+class PlacedBatch(TokenBatch):
+    """A batch with places among all its B·L tokens, row after row: `visual` [V] of the tiles' tokens, `last` [B] of each row's last one.
+
+    They are known here; a device that is asked for them has to finish its work first."""
+
+    visual: torch.Tensor
+    last: torch.Tensor
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a local folder with its chat template; never runs code from it and never asks the network."""
     if not (folder / "tokenizer.json").is_file():
@@ -91,10 +101,10 @@ class Inputs:
         tail_ids = self._tails[role]
         return row[: self.max_text_tokens - len(tail_ids)] + tail_ids
 
-    def texts(self, texts: Sequence[str], role: Role, device: torch.device) -> TokenBatch:
+    def texts(self, texts: Sequence[str], role: Role, device: torch.device) -> PlacedBatch:
         """A batch of texts."""
         rows = self.text_ids(texts, role)
-        return self._batch(rows, [_plain_positions(len(row)) for row in rows], device)
+        return self._batch(rows, [_plain_positions(len(row)) for row in rows], [range(0)] * len(rows), device)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Merged visual tokens down and across a tile of this many pixels."""
@@ -114,11 +124,13 @@ class Inputs:
         rows, columns = self.grid(height, width)
         return len(before) + rows * columns + len(after)
 
-    def tiles(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> TokenBatch:
+    def tiles(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> PlacedBatch:
         """A batch of tiles, given as (height, width) in pixels."""
         before, after = self._tile_frame()
-        positions = [_tile_positions(len(before), self.grid(*size), len(after)) for size in sizes]
-        return self._batch([self.tile_ids(*size) for size in sizes], positions, device)
+        grids = [self.grid(*size) for size in sizes]
+        positions = [_tile_positions(len(before), grid, len(after)) for grid in grids]
+        visual = [range(len(before), len(before) + rows * columns) for rows, columns in grids]
+        return self._batch([self.tile_ids(*size) for size in sizes], positions, visual, device)
 
     def _tile_frame(self) -> tuple[list[int], list[int]]:
         """The token ids before and after a tile's visual tokens."""
@@ -144,15 +156,18 @@ class Inputs:
         special = not (bos is not None and prompts[0].startswith(bos))
         return list(self.tokenizer(prompts, add_special_tokens=special, padding=False, truncation=False)["input_ids"])
 
-    def _batch(self, rows: list[list[int]], positions: list[torch.Tensor], device: torch.device) -> TokenBatch:
+    def _batch(self, rows: list[list[int]], positions: list[torch.Tensor], visual: Sequence[range], device: torch.device) -> PlacedBatch:
         lengths = tuple(len(row) for row in rows)
-        ids = torch.full((len(rows), max(lengths)), 0 if self.image_token else 1, dtype=torch.long)
-        places = torch.zeros(4, len(rows), max(lengths), dtype=torch.long)
-        places[0] = torch.arange(max(lengths))
+        width = max(lengths)
+        ids = torch.full((len(rows), width), 0 if self.image_token else 1, dtype=torch.long)
+        places = torch.zeros(4, len(rows), width, dtype=torch.long)
+        places[0] = torch.arange(width)
         for index, (row, place) in enumerate(zip(rows, positions, strict=True)):
             ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
             places[1:, index, : len(row)] = place
-        return TokenBatch(ids.to(device), places.to(device), lengths)
+        spans = [torch.arange(span.start, span.stop) + index * width for index, span in enumerate(visual)]
+        last = torch.tensor([index * width + length - 1 for index, length in enumerate(lengths)])
+        return PlacedBatch(sent(ids, device), sent(places, device), lengths, sent(torch.cat(spans), device), sent(last, device))
 
     def digest(self) -> str:
         """SHA-256 of everything here that decides which ids a text or a tile becomes."""
@@ -164,6 +179,13 @@ class Inputs:
             str(self.max_text_tokens),
         ]
         return hashlib.sha256("\0".join(hashlib.sha256(part.encode()).hexdigest() for part in parts).encode()).hexdigest()
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. To a GPU by way of pinned memory: a copy from any other waits for all that the GPU still computes."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _plain_positions(length: int, start: int = 0) -> torch.Tensor:

@@ -20,7 +20,7 @@ from stairstep.tiles import TileReader, TileSettings
 from .inputs import TokenBatch, load_tokenizer
 from .prompts import Prompts, Size
 from .sources import locate
-from .tower import Features, tower_features
+from .tower import Features, tile_features
 from .weights import DTYPES, weight_files
 
 Evidence = Sequence[Tensor | Path | str]  # tiles: resized uint8 [3, h, w], or files
@@ -117,24 +117,6 @@ class Reader:
     def _until_end(self, tokens: list[int]) -> list[int]:
         ends = set(self._ends.tolist())
         return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
-
-
-def tile_features(visual: Any, tiles: Sequence[Tensor], device: torch.device) -> Features | None:
-    """Features of tiles of any sizes in their order, as one row of tokens [1, all tokens, d]; None for no tiles."""
-    if not tiles:
-        return None
-    by_size: dict[Size, list[int]] = {}
-    for place, tile in enumerate(tiles):
-        by_size.setdefault((int(tile.shape[-2]), int(tile.shape[-1])), []).append(place)
-    found: list[tuple[Features, int]] = [(Features(torch.empty(0), ()), 0)] * len(tiles)
-    for places in by_size.values():
-        features = tower_features(visual, [tiles[place] for place in places], device)
-        for index, place in enumerate(places):
-            found[place] = (features, index)
-    merged = torch.cat([features.merged[index] for features, index in found])
-    layers = range(len(found[0][0].deepstack))
-    deepstack = [torch.cat([features.deepstack[layer][index] for features, index in found])[None] for layer in layers]
-    return Features(merged[None], tuple(deepstack))
 
 
 def language_states(core: Any, ids: Tensor, positions: Tensor, features: Features | None, use_cache: bool = False) -> tuple[Tensor, Any]:

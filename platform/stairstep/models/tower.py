@@ -1,24 +1,28 @@
 """The vision tower over tiles of one size at once, as one batch of images.
 
-transformers packs all images into one long sequence and, without flash attention, attends to them one by one: hundreds of small kernels.
-Small tiles are mostly of one size, and then a batch dimension does it in one. The modules are the tower's own, adapter layers included, so
-the result equals its forward up to rounding; the two temporal copies of a still image are multiplied once, by the sum of their weights.
+transformers packs all images into one long sequence and, without flash attention, attends to them one by one: hundreds of small kernels,
+and before each layer the lengths are read back from the device. Tiles are mostly of one size, and then a batch dimension does it in one and
+nothing is asked of the device. The modules are the tower's own, adapter layers included, so the result equals its forward up to rounding.
+Patches are embedded by one matrix product: their convolution has steps as wide as its kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stairstep.tiles import patches
 
 _TAPS_PER_AXIS = 2
 _ROTARY_BASE = 10000.0
+_SIZES = 64  # of tiles whose tables are kept on the device, a few MB each
+_WIDE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -37,22 +41,42 @@ def tower_features(visual: nn.Module, pixels: Sequence[Tensor] | Tensor, device:
     """Features of tiles (uint8 [3, h, w], all of one size) from a Qwen3-VL vision model, differentiable."""
     tower = cast(Any, visual)
     height, width = (int(side) for side in pixels[0].shape[-2:])
-    weight = tower.patch_embed.proj.weight
-    values, _ = patches(list(pixels), device, weight.dtype)
-    rows, columns = height // weight.shape[-2], width // weight.shape[-1]
-    hidden = _embed_patches(tower, values).view(len(pixels), rows * columns, -1)
+    rows, columns = height // int(tower.patch_size), width // int(tower.patch_size)
+    dtype = next(tower.patch_embed.parameters()).dtype
+    hidden = _embed_patches(tower, patches(list(pixels), device, dtype)[0]).view(len(pixels), rows * columns, -1)
     merge = int(tower.spatial_merge_size)
-    hidden = hidden + _position_embeddings(tower, rows, columns, merge).to(hidden.dtype)
+    hidden = hidden + _position_embeddings(tower, rows, columns, merge, device).to(hidden.dtype)
     cos, sin = _rotary(rows, columns, merge, hidden.shape[-1] // int(tower.blocks[0].attn.num_heads), device)
     deepstack = []
     places = list(tower.deepstack_visual_indexes)
     for index, block in enumerate(tower.blocks):
-        hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
-        hidden = hidden + block.mlp(block.norm2(hidden))
+        if block.gradient_checkpointing and block.training and torch.is_grad_enabled():
+            hidden = cast(Tensor, checkpoint(_through, block, hidden, cos, sin, use_reentrant=False))
+        else:
+            hidden = _through(block, hidden, cos, sin)
         if index in places:
             deepstack.append(tower.deepstack_merger_list[places.index(index)](hidden.flatten(0, 1)).view(len(pixels), -1, _width(tower)))
     merged = tower.merger(hidden.flatten(0, 1)).view(len(pixels), -1, _width(tower))
     return Features(merged, tuple(deepstack))
+
+
+def tile_features(visual: Any, tiles: Sequence[Tensor], device: torch.device) -> Features | None:
+    """Features of tiles of any sizes in their order, as one row of tokens [1, all tokens, d]; None for no tiles."""
+    if not tiles:
+        return None
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for place, tile in enumerate(tiles):
+        by_size.setdefault((int(tile.shape[-2]), int(tile.shape[-1])), []).append(place)
+    groups = [(places, tower_features(visual, [tiles[place] for place in places], device)) for places in by_size.values()]
+    if len(groups) == 1:
+        only = groups[0][1]
+        return Features(only.merged.flatten(0, 1)[None], tuple(one.flatten(0, 1)[None] for one in only.deepstack))
+    found = {place: (features, index) for places, features in groups for index, place in enumerate(places)}
+    ordered = [found[place] for place in range(len(tiles))]
+    merged = torch.cat([features.merged[index] for features, index in ordered])
+    layers = range(len(ordered[0][0].deepstack))
+    deepstack = [torch.cat([features.deepstack[layer][index] for features, index in ordered])[None] for layer in layers]
+    return Features(merged[None], tuple(deepstack))
 
 
 def _width(tower: Any) -> int:
@@ -62,15 +86,32 @@ def _width(tower: Any) -> int:
 def _embed_patches(tower: Any, values: Tensor) -> Tensor:
     """Patches [P, 1536] whose temporal copies are equal → [P, d]."""
     projection = tower.patch_embed.proj
+    copies, side = int(tower.patch_embed.temporal_patch_size), int(tower.patch_size)
+    if type(projection) is not nn.Conv3d:  # something is trained in it, and it is not that layer alone any more
+        return cast(Tensor, projection(values.view(len(values), -1, copies, side, side)).flatten(1))
     weight = projection.weight  # [d, 3, temporal, 16, 16]
-    one_copy = values.view(len(values), weight.shape[1], weight.shape[2], -1)[:, :, 0].flatten(1)
+    if weight.dtype not in _WIDE or torch.is_autocast_enabled(values.device.type):
+        return nn.functional.linear(values, weight.flatten(1), projection.bias)
+    # Both copies at once, by the sum of their weights, which a narrow type would round.
+    one_copy = values.view(len(values), weight.shape[1], copies, -1)[:, :, 0].flatten(1)
     return nn.functional.linear(one_copy, weight.sum(2).flatten(1), projection.bias)
+
+
+def _through(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """One block over [tiles, patches, d]."""
+    hidden = hidden + _attend(block.attn, block.norm1(hidden), cos, sin)
+    return cast(Tensor, hidden + block.mlp(block.norm2(hidden)))
 
 
 def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     count, length, width = hidden.shape
     queries, keys, values = attention.qkv(hidden).view(count, length, 3, int(attention.num_heads), -1).permute(2, 0, 3, 1, 4)
-    mixed = _mixed(_turned(queries, cos, sin), _turned(keys, cos, sin), values)
+    queries, keys = _turned(queries, cos, sin), _turned(keys, cos, sin)
+    if attention.config._attn_implementation == "eager":
+        scores = (queries @ keys.transpose(-1, -2)) * queries.shape[-1] ** -0.5
+        mixed = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype) @ values
+    else:
+        mixed = _mixed(queries, keys, values)
     return cast(Tensor, attention.proj(mixed.transpose(1, 2).reshape(count, length, width)))
 
 
@@ -99,7 +140,7 @@ def _places(rows: int, columns: int, merge: int) -> tuple[Tensor, Tensor]:
     return in_blocks(down), in_blocks(across)
 
 
-@cache
+@lru_cache(maxsize=_SIZES)
 def _rotary(rows: int, columns: int, merge: int, head: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines [patches, head] of the two-dimensional rotary embedding."""
     with torch.inference_mode(False):
@@ -110,7 +151,7 @@ def _rotary(rows: int, columns: int, merge: int, head: int, device: torch.device
         return angles.cos().to(device), angles.sin().to(device)
 
 
-@cache
+@lru_cache(maxsize=_SIZES)
 def _taps(rows: int, columns: int, merge: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For every patch the four entries of the learned position table around it, and their bilinear weights."""
 
@@ -129,7 +170,6 @@ def _taps(rows: int, columns: int, merge: int, side: int, device: torch.device) 
         return entries.view(-1, taps).to(device), weights.view(-1, taps).to(device)
 
 
-def _position_embeddings(tower: Any, rows: int, columns: int, merge: int) -> Tensor:
-    table = tower.pos_embed.weight
-    entries, weights = _taps(rows, columns, merge, int(len(table) ** 0.5), table.device)
-    return (table[entries] * weights[:, :, None].to(table.dtype)).sum(1)
+def _position_embeddings(tower: Any, rows: int, columns: int, merge: int, device: torch.device) -> Tensor:
+    entries, weights = _taps(rows, columns, merge, int(tower.num_grid_per_side), device)
+    return cast(Tensor, (tower.pos_embed(entries) * weights[:, :, None]).sum(1))

@@ -123,10 +123,11 @@ def cached_step(
     if at_rows is None:
         return result
 
+    slopes = _by_chunk(mine, at_rows)
     gradients = _Gradients(parameters)
     gradients.start()
     while mine:
-        _second_pass(mine.pop(0), encode, chance, at_rows)
+        _second_pass(mine.pop(0), encode, chance, slopes)
     _sum_over_workers(parameters, workers)
     gradients.finish()
     return result
@@ -190,7 +191,19 @@ def _first_pass(chunk: Chunk, encode: Encode, chance: _Chance, budget: GraphBudg
     return _Encoded(chunk, graph.detach(), graph if budget.accepts(chunk) else None)
 
 
-def _second_pass(one: _Encoded, encode: Encode, chance: _Chance, at_rows: dict[Side, Tensor]) -> None:
+def _by_chunk(mine: Sequence[_Encoded], at_rows: dict[Side, Tensor]) -> dict[int, Tensor]:
+    """The gradient at each chunk's rows, by the chunk's index. All at once: a list of rows on its way to a GPU waits for the GPU's work."""
+    found: dict[int, Tensor] = {}
+    for side, rows in at_rows.items():
+        chunks = [one.chunk for one in mine if one.chunk.side == side and not one.chunk.frozen]
+        if not chunks:
+            continue
+        ordered = rows[[place for chunk in chunks for place in chunk.positions]]
+        found.update(zip((chunk.index for chunk in chunks), ordered.split([len(chunk.positions) for chunk in chunks]), strict=True))
+    return found
+
+
+def _second_pass(one: _Encoded, encode: Encode, chance: _Chance, slopes: dict[int, Tensor]) -> None:
     """Sends the chunk's slice of the gradient through its graph, which is built again unless it was kept."""
     chunk, graph = one.chunk, one.graph
     if chunk.frozen:
@@ -200,9 +213,8 @@ def _second_pass(one: _Encoded, encode: Encode, chance: _Chance, at_rows: dict[S
             graph = chance.run(encode, chunk)
     if not graph.requires_grad:
         raise ValueError(f"chunk {chunk.index} ({chunk.side}) has embeddings without a graph: mark it frozen, or train something in it")
-    slope = at_rows[chunk.side][list(chunk.positions)].to(graph.dtype)
     with torch.autocast(chance.device.type, enabled=False):  # each operation goes back in the type that it went forward in
-        graph.backward(slope)
+        graph.backward(slopes[chunk.index].to(graph.dtype))
 
 
 def _gather(dealt: Sequence[Sequence[Chunk]], mine: Sequence[Tensor], workers: Collective, device: torch.device) -> tuple[Tensor, Tensor]:
