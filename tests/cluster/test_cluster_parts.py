@@ -274,3 +274,16 @@ def test_the_token_is_made_for_its_owner_alone(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
     session._private_token()
     assert not path.exists()
+
+
+def test_a_ray_that_does_not_start_is_one_message_and_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs")
+
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", init)
+    monkeypatch.setattr(session, "_private_token", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = r"not be started on this machine: The current node timed out .* busy, try again$"
+    with pytest.raises(UnreachableError, match=said), session.ray_session(None):
+        pass

@@ -156,6 +156,20 @@ def test_archives_are_looked_into_and_what_they_lack_is_named(spoiled: Callable[
     assert found["tiles"].answer.said == "not looked at: see archives"
 
 
+def test_what_was_not_fetched_is_told_with_how_to_fetch_it(spoiled: Callable[..., Recipe], tmp_path: Path) -> None:
+    fetch = [{"repo": "someone/pages"}, {"repo": "someone/questions"}]
+    complete = by_name(examine(spoiled(fetch=fetch)))
+    assert not [one.check for one in complete.values() if one.answer.do.startswith("python -m jobs.fetch")]
+    shutil.rmtree(tmp_path / "world")
+    (tmp_path / "world").mkdir()
+    found = by_name(examine(spoiled(fetch=fetch, archives=[{"path": "shard_*.tar"}])))
+    assert found["archives"].answer.state == "open" and "no file matches shard_*.tar: not fetched yet" in found["archives"].answer.said
+    for name in ("pairs", "question sets"):
+        assert found[name].stops
+        assert found[name].answer.do == "python -m jobs.fetch with this recipe brings someone/pages, someone/questions"
+    assert by_name(examine(spoiled()))["pairs"].answer.do == "", "nothing is named that could be fetched"
+
+
 def test_two_sets_of_one_name_are_told(recipe: MakeRecipe) -> None:
     [path] = [one.path for one in recipe().evaluation.sets]
     found = by_name(examine(recipe(f"evaluation.sets=[{{path: {path}}}, {{path: {path}, limit: 3}}]")))

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.exceptions import AuthenticationError
 
 from stairstep.records.places import is_url
 from stairstep.settings import InputError, RecipeError, UnreachableError
@@ -50,8 +49,8 @@ def ray_session(address: str | None) -> Iterator[Session]:
     try:
         with _handlers_kept():
             ray.init(address=ray_address(address), log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
-        raise UnreachableError(_unreachable(address, str(error).strip().split("\n")[0])) from None
+    except Exception as error:
+        raise UnreachableError(_unreachable(address, str(error).strip().split("\n")[0] or type(error).__name__)) from error
     try:
         yield Session(_started_here(), ours=True)
     finally:
@@ -71,7 +70,7 @@ def _handlers_kept() -> Iterator[None]:
 
 def _unreachable(address: str | None, why: str) -> str:
     if not on_a_cluster(address):
-        return f"Ray could not be started on this machine: {why}"
+        return f"Ray could not be started on this machine: {why}. Where the machine is busy, try again"
     return (
         f"cluster.address: no Ray cluster answers at {ray_address(address)} ({why}); start one, or leave "
         "cluster.address out to run on this machine. Where the cluster asks for a token, set RAY_AUTH_MODE=token"
@@ -100,7 +99,7 @@ def check_resources(cluster: ClusterSettings, each: Mapping[str, float]) -> None
         if amount * cluster.least > there.get(name, 0):
             key = "cluster.min_workers" if cluster.elastic else "cluster.workers"
             raise InputError(
-                f"{key}: {_wanted(cluster)} workers with {shown(each)} each were asked for, but this machine has "
+                f"{key}: {_wanted(cluster)} with {shown(each)} each were asked for, but this machine has "
                 f"{name} {there.get(name, 0):g}; lower {key}{_remedy(name)}"
             )
 
@@ -109,11 +108,12 @@ def resources_line(cluster: ClusterSettings, each: Mapping[str, float]) -> str:
     """What was asked for and what there is."""
     there, free = ray.cluster_resources(), ray.available_resources()
     have = "; ".join(f"{name} {there.get(name, 0):g}, of which {free.get(name, 0):g} free" for name in each)
-    return f"{_wanted(cluster)} workers with {shown(each)} each were asked for; the cluster has {have}"
+    return f"{_wanted(cluster)} with {shown(each)} each were asked for; the cluster has {have}"
 
 
 def _wanted(cluster: ClusterSettings) -> str:
-    return f"{cluster.least} to {cluster.workers}" if cluster.elastic else str(cluster.workers)
+    count = f"{cluster.least} to {cluster.workers}" if cluster.elastic else str(cluster.workers)
+    return f"{count} worker{'' if count == '1' else 's'}"
 
 
 def shown(each: Mapping[str, float]) -> str:

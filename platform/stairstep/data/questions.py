@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stairstep.settings import DataError
+from stairstep.settings import DataError, MissingDataError
 from stairstep.settings.tree import describe
 
 from .fields import encodable, filled, required
@@ -154,7 +154,7 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such question set; correct the path in the recipe, or fetch the data first") from None
+        raise MissingDataError(f"{path}: there is no such question set; correct the path in the recipe, or fetch the data first") from None
     except OSError as error:
         raise DataError(f"{path}: this question set cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

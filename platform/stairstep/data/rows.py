@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stairstep.settings import DataError
+from stairstep.settings import DataError, MissingDataError
 from stairstep.settings.tree import describe
 
 from .fields import filled, required
@@ -157,7 +157,7 @@ def _check_file(path: Path, roots: Roots | None) -> None:
     if path.is_dir():
         raise DataError(f"{path}: expected a JSONL file, found a folder; name the file in it")
     if not path.is_file():
-        raise DataError(f"{path}: there is no such data file; correct the path in the recipe, or fetch the data first")
+        raise MissingDataError(f"{path}: there is no such data file; correct the path in the recipe, or fetch the data first")
 
 
 def _text_files(path: Path, roots: Sequence[AnyPath], base: AnyPath) -> list[Path]:

@@ -1,7 +1,17 @@
 """The bottom floor: typed settings, YAML with origins, strict building, the project's exceptions. Knows nothing of any room above."""
 
 from .build import build, to_plain, to_yaml
-from .errors import DataError, FetchError, InputError, RecipeError, StairstepError, TileError, TrainingError, UnreachableError
+from .errors import (
+    DataError,
+    FetchError,
+    InputError,
+    MissingDataError,
+    RecipeError,
+    StairstepError,
+    TileError,
+    TrainingError,
+    UnreachableError,
+)
 from .fields import SettingError, setting
 from .nodes import Node, Origin, describe, from_plain
 from .schema import json_schema
@@ -12,6 +22,7 @@ __all__ = [
     "DataError",
     "FetchError",
     "InputError",
+    "MissingDataError",
     "Node",
     "Origin",
     "RecipeError",

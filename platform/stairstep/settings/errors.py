@@ -26,6 +26,10 @@ class DataError(InputError):
     """A data file, a row or a folder that is not what the recipe says."""
 
 
+class MissingDataError(DataError):
+    """A data file that is not there at all: perhaps it was not fetched yet."""
+
+
 class TileError(InputError):
     """One tile that cannot be read or decoded."""
 

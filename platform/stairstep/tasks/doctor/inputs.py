@@ -14,10 +14,11 @@ from typing import TypeVar
 from stairstep.data import PairRow, PairSource, TextSource, read_pairs, read_question_set, read_texts
 from stairstep.evaluation.question_set import PAIRS_NAME
 from stairstep.records import check_set_name
-from stairstep.settings import DataError, RecipeError, TileError
+from stairstep.settings import DataError, MissingDataError, RecipeError, TileError
 from stairstep.tiles import Tile, TileIds, TileReader
 
 from ..loading import RetrievalRows, check_present, tile_reader
+from ..recipe import Recipe
 from ..resolve import data_base
 from ..tile_check import find_bad_tiles, good_tiles, tiles_of
 from .findings import Answer, NotLooked, bad, good, left
@@ -26,6 +27,7 @@ from .patient import Patient
 QUICK_ROWS = 64
 QUICK_TILES = 8
 _SHOWN = 5
+_TILES_LOOKED_FOR = "what the rows name is then looked for as files"
 
 Row = TypeVar("Row")
 Source = TypeVar("Source", PairSource, TextSource)
@@ -45,6 +47,8 @@ def archives(patient: Patient) -> Answer:
     if not recipe.data.archives:
         raise NotLooked("the recipe names none (data.archives): tiles are files")
     found = patient.archives
+    if found.unmatched and not len(found):
+        raise NotLooked(f"no file matches {', '.join(found.unmatched)}: not fetched yet, or unpacked; {_TILES_LOOKED_FOR}")
     unmatched = f"; no file matches {', '.join(found.unmatched)}: those tiles must be unpacked" if found.unmatched else ""
     return good(f"{len(found):,} files in them{unmatched}")
 
@@ -86,11 +90,17 @@ def pairs(patient: Patient) -> Answer:
             check_present(tile_rows, recipe, patient.archives)
         except DataError as error:
             problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
     if problems:
-        raise DataError("\n".join(map(str, problems)))
+        return _wrong(problems, recipe)
     return good("\n".join(said)) if said else left("the recipe names none")
+
+
+def _wrong(problems: Sequence[DataError | RecipeError], recipe: Recipe) -> Answer:
+    """All problems in one answer, and how to come by what is not there."""
+    error = problems[0] if len(problems) == 1 else DataError("\n".join(map(str, problems)))
+    fetched = recipe.data.fetch and any(isinstance(one, MissingDataError) for one in problems)
+    do = f"python -m jobs.fetch with this recipe brings {', '.join(one.repo for one in recipe.data.fetch)}" if fetched else ""
+    return replace(bad(str(error), do), error=error)
 
 
 def _reads_rows(patient: Patient) -> None:
@@ -118,10 +128,8 @@ def question_sets(patient: Patient) -> Answer:
     names = [one.name for one in patient.question_sets] + [PAIRS_NAME] * bool(recipe.evaluation.pairs)
     for name in {name for name in names if names.count(name) > 1}:
         problems.append(RecipeError(f"evaluation.sets: two sets of results are called '{name}'; give one of them another name"))
-    if len(problems) == 1:
-        raise problems[0]
     if problems:
-        raise DataError("\n".join(map(str, problems)))
+        return _wrong(problems, recipe)
     return good("\n".join(said)) if said else left("the recipe names none: only losses are measured")
 
 
