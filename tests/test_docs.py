@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+import yaml
 
+from jobs.serve_reader import ServeSettings
 from stairstep.data.fetch_report import UNITS, Count
 from stairstep.evaluation.statistics import wilson
 from stairstep.evaluation.table import short
 from stairstep.models.load import build_on_meta, trainable_line
-from stairstep.settings import to_plain
+from stairstep.settings import build, from_plain, to_plain
 from stairstep.settings.hints import options_of
 from stairstep.settings.yaml_text import parse_yaml
 from stairstep.tasks import Recipe, load_recipe
@@ -52,6 +54,18 @@ cd train CUDA_VISIBLE_DEVICES= uv run python train_contrastors.py \
  --wandb-run-name v8r \
  --output-dir "$OUTPUT_DIR/v8_r_warmup50_lr7e6_lora_vit_350"
 """
+# The flags of all further commands that the seed's text names: hf download, the unpacking script, vllm serve.
+SEED_FURTHER_FLAGS = {
+    "--repo-type",
+    "--include",
+    "--local-dir",
+    "--dataset-dir",
+    "--dtype",
+    "--port",
+    "--max-model-len",
+    "--gpu-memory-utilization",
+    "--api-key",
+}
 # Values of the command that are the recipe's too, letter by letter or as a path below the same root; the others are explained in their row.
 ALIKE = {
     "--text-warmup-steps",
@@ -149,7 +163,8 @@ def values_at(plain: Any, key: str) -> list[Any]:
     return places
 
 
-FLAGS, FIXED, ABLATIONS = tables(ROOT / "docs" / "seed000.md")
+FLAGS, FURTHER, FIXED, ABLATIONS = tables(ROOT / "docs" / "seed000.md")
+SEED_TEXTS = sorted((ROOT.parent / "shared" / "seeds").glob("000_*.txt"))
 
 
 def test_keys_are_told_from_words_that_are_none():
@@ -164,6 +179,25 @@ def test_every_flag_of_the_seed_has_its_row_and_no_other_has():
     assert len(flags) == 22
     assert flags["--lr"] == "7e-6" and flags["--lora-vit"] is None, "a flag is read with its value, a switch without one"
     assert [coded(row[0]) for row in FLAGS[1:]] == [[flag] for flag in flags]
+
+
+def test_every_flag_of_its_further_commands_has_a_key_of_the_recipe_or_of_the_reader():
+    assert sorted(coded(row[0])[0] for row in FURTHER[1:]) == sorted(SEED_FURTHER_FLAGS)
+    plain, served = to_plain(load_recipe(V8R)), to_plain(build(ServeSettings, from_plain({"engine": {"kind": "vllm"}}, "test")))
+    for flag, keys, values, note in FURTHER[1:]:
+        [key], wanted = coded(keys), coded(values)
+        assert [one for one in coded(note) if re.fullmatch(r"[a-z]+\.[\w.\[\]]+", one) and not has_key(Recipe, one)] == []
+        recipe = key.startswith("data.")
+        assert has_key(Recipe if recipe else ServeSettings, key), flag
+        there = values_at(plain if recipe else served, key)
+        assert not wanted or yaml.safe_load(wanted[0]) in there, (flag, there)
+
+
+@pytest.mark.skipif(not SEED_TEXTS, reason="the seeds' texts do not lie beside this checkout")
+def test_the_flags_here_are_those_of_the_seeds_text():
+    """The lists above are copies, so that the tests need nothing from outside; where the text itself is at hand, it is asked."""
+    [text] = [path.read_text(encoding="utf-8") for path in SEED_TEXTS]
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) == seed_flags().keys() | SEED_FURTHER_FLAGS
 
 
 @pytest.mark.parametrize("row", [*FLAGS[1:], *FIXED[1:]], ids=lambda row: row[0].strip("`"))
