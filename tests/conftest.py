@@ -1,5 +1,5 @@
-"""For all tests: an object store on loopback; and what was imported while they were collected is not gone through by every collection of
-garbage afterwards."""
+"""For all tests: an object store on loopback; what was imported while they were collected is not gone through by every collection of
+garbage afterwards; and of several processes one does everything that wants a Ray, which so is started once, while the others do the rest."""
 
 from __future__ import annotations
 
@@ -19,12 +19,27 @@ if TYPE_CHECKING:
 
 _KEYS = {"AWS_ACCESS_KEY_ID": "test-key-id", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_EC2_METADATA_DISABLED": "true"}
 _ELSEWHERE = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+_ON_RAY = "tests/cluster/"
 
 
 def pytest_collection_finish() -> None:
     """Half a million objects of torch and transformers live as long as the process; looking at them again costs a tenth of its time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile` with the whole of tests/cluster as if it were one file; None: what else was asked for is done as always."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneForRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _ON_RAY if nodeid.startswith(_ON_RAY) else super()._split_scope(nodeid)
+
+    return OneForRay(config, log)
 
 
 @pytest.fixture

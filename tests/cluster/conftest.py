@@ -36,7 +36,14 @@ def ray_here() -> Iterator[None]:
         patch.delenv("RAY_AUTH_MODE")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv(NODE_KEY, secrets.token_hex(32))  # as on a node whose environment holds a key: Ray's processes inherit it
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        for left in (2, 1, 0):
+            try:
+                ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+                break
+            except Exception as error:
+                if not left or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()  # where the machine has much other work, Ray gives itself up after 30 s
         yield
         ray.shutdown()
     signal.signal(signal.SIGTERM, handler)

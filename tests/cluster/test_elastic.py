@@ -1,13 +1,14 @@
 """Elastic runs on a real Ray: the same curve as by itself, whatever nodes come and go.
 
-One run that grows is in `make test`; a node that is killed, one that returns and one that is taken back with notice are in `make soak`, on
-a Ray of several nodes that are processes here. The rules by which groups are sized are in test_elastic_rules.py.
+One run, which grows and loses a worker, is in `make test`; a node that is killed, one that returns and one that is taken back with notice
+are in `make soak`, on a Ray of several nodes that are processes here. The rules by which groups are sized are in test_elastic_rules.py.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -23,11 +24,12 @@ import psutil
 import pytest
 import torch
 from own_ray import BIN, end, free_ports, own_environment, started
+from safetensors.torch import load_file
 
 from stairstep.cluster import elastic
 from stairstep.cluster.elastic import Room, nodes_of_group
 from stairstep.cluster.train import train_on_ray
-from stairstep.records import MetricLog, RunFolder, is_volatile, series
+from stairstep.records import MetricLog, RunFolder, is_volatile, read_json, series
 from stairstep.settings import TrainingError, to_plain
 from stairstep.tasks.opening import Finished
 from stairstep.tasks.run import train
@@ -120,7 +122,16 @@ def waiting_alone(step: int) -> Callable[[dict[str, Any]], Any]:
 ELASTIC = ("cluster.min_workers=1", "cluster.grow_after_s=0", "evaluation.mode=inline")
 
 
-def test_a_run_begins_with_what_is_free_and_grows(
+def same_weights(one: Path, other: Path) -> None:
+    """The same to rounding in the last checkpoint, all tensors taken together; all were trained."""
+    found, expected = (load_file(folder / "checkpoint-8" / "adapter_model.safetensors") for folder in (one, other))
+    assert found.keys() == expected.keys()
+    assert all(value.abs().max() > 0 for value in found.values()), "also the LoRA B, which begins at zero"
+    vectors = [torch.cat([values[name].double().flatten() for name in sorted(values)]) for values in (found, expected)]
+    assert (vectors[0] - vectors[1]).norm() < 1e-3 * vectors[1].norm()
+
+
+def test_a_run_begins_with_what_is_free_grows_and_loses_a_worker(
     ray_here: None,
     recipe: MakeRecipe,
     background: Background,
@@ -128,12 +139,12 @@ def test_a_run_begins_with_what_is_free_and_grows(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One CPU of four is free, until the run has taken three steps with one worker; the curve is that of a run by itself."""
+    """One CPU of four is free, until the run has taken three steps with one worker; of the two that go on one is killed."""
     monkeypatch.setattr(elastic, "SETTLE_S", 1.0)
     monkeypatch.setattr(elastic, "_LOOK_S", 0.2)
     monkeypatch.setattr("stairstep.cluster.train.work", waiting_alone(4))
     caplog.set_level(logging.INFO, "stairstep")
-    other = recipe("grown", "cluster.max_failures=0", *ELASTIC)
+    other = recipe("grown", "cluster.max_failures=1", *ELASTIC)
     folder = Path(other.run.root) / "grown"
     taken = Room({"CPU": 1.0})
     taken.ask(3)
@@ -141,20 +152,46 @@ def test_a_run_begins_with_what_is_free_and_grows(
         tools.wait(lambda: taken.there() == 3, "three of four CPUs")
         running = background(train_on_ray, other)
         tools.wait(lambda: running.done() or tools.last_step(folder) >= 3, "three steps")
-        assert len(tools.workers()) == 1
+        (first,) = tools.workers()
     finally:
         taken.close()
+
+    def grown() -> list[psutil.Process] | None:
+        found = [one for one in tools.workers() if one.pid != first.pid]
+        return found if len(found) == 2 else None
+
+    pair = tools.wait(lambda: running.done() or grown(), "two workers", every_s=0.2)
+    tools.wait(lambda: running.done() or tools.last_step(folder) >= 5, "a step of two workers")
+    assert not running.done(), running
+    tools.kill(pair[-1])
+    assert 5 <= tools.last_step(folder) < 8
     finished = running.result(timeout=600)
-    assert finished.outcome.reason == "finished"
+    assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
     said = [text for text in caplog.messages if "Ray Train workers" in text or "missing workers" in text]
-    assert [text.split(" with ")[0] for text in said] == [
+    assert [text.split(" with ")[0] for text in said[:3]] == [
         "starting 1 of 2 Ray Train workers",
         "there is room for 1 more of 1 missing workers; the workers stop at a checkpoint, and others go on from it",
         "starting 2 Ray Train workers",
     ]
+    (lost,) = [text for text in caplog.messages if "restarts)" in text]
+    assert re.match(r"worker [01] was lost .*; going on from step [4-7] \(1 of at most 1 restarts\)", lost)
+    assert said[3].startswith("starting ")
     assert (folder / "checkpoint-4").is_dir()  # where the first group stopped: no checkpoint was due
+    by_itself = alone(recipe("grown-alone", "cluster.workers=0", "evaluation.mode=inline"))
+    same_curve(finished, by_itself)
+    same_weights(folder, by_itself.folder)
+    leaves_nothing_but_its_folder(folder, by_itself.folder)
+
+
+def leaves_nothing_but_its_folder(folder: Path, by_itself: Path) -> None:
+    """No file that a run in one process does not leave too, apart from where it stopped, and nothing beside it or in the environment."""
+    assert {one.name for one in folder.iterdir()} - {"checkpoint-4"} == {one.name for one in by_itself.iterdir()}
     assert not pause_left(folder)
-    same_curve(finished, alone(recipe("grown-alone", "cluster.workers=0", "evaluation.mode=inline")))
+    assert read_json(folder / "environment.json")["torch"]["threads"] == 1  # run.threads, in the worker that wrote it
+    status = RunFolder.open(folder).status
+    assert status is not None
+    assert (status.state, status.step) == ("finished", 8) and status.pid != os.getpid()
+    assert [name for name in os.environ if name.startswith("RAY_TRAIN") and name != "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == []
 
 
 def pause_left(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from stairstep.cluster.beside import RemoteEvaluator
@@ -20,6 +21,7 @@ from stairstep.cluster.work import failure_of
 from stairstep.records import MetricLog, read_json, read_json_lines
 from stairstep.settings import InputError, TrainingError, to_plain
 from stairstep.tasks.opening import Finished
+from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 STEPS = (0, 4, 8)
@@ -55,8 +57,12 @@ def evaluators() -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def inline(recipe: Callable[..., Any]) -> Finished:
-    """One worker, evaluations while it waits."""
-    return train_on_ray(recipe("inline", "cluster.workers=1", "evaluation.cache=false"))
+    """In this process, evaluations while training waits."""
+    before = torch.get_num_threads()
+    try:
+        return train(recipe("inline", "cluster.workers=0", "evaluation.mode=inline", "evaluation.cache=false"), console=False)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_beside_finds_what_inline_finds_though_its_evaluator_was_killed(

@@ -1,6 +1,7 @@
 """Training under Ray Train with two workers: the numbers of one process, the same bits after a worker was killed, one message for an error.
 
-A real Ray is started once for all of it; a group of workers takes ten seconds to come, so few groups are started.
+Under `make test` only what is refused before a worker comes: a worker computes for ten seconds until it is there, so one run has to show
+that workers grow, are killed and take the steps of one process (test_elastic.py), and one that an error is told (test_sweep_on_ray.py).
 """
 
 from __future__ import annotations
@@ -62,22 +63,62 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
     return (distance / sum(float(value.double().square().sum()) for value in one.values())) ** 0.5
 
 
+def in_this_process(recipe: Recipe) -> Finished:
+    before = torch.get_num_threads()
+    try:
+        return train(recipe, console=False)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: MakeRecipe) -> Finished:
+    """The same run in this process."""
+    return in_this_process(recipe("alone", "cluster.workers=0"))
+
+
+def test_dropout_is_on(recipe: MakeRecipe) -> None:
+    """The comparisons of workers with one process would be easier without dropout; here is what they would have been."""
+    short = ("evaluation.sets=[]", "evaluation.loss_every=0", "optim.schedule.warmup_steps=0", "phases.text_warmup_steps=0")
+    kept = ("cluster.workers=0", "optim.steps=1", *short)
+    one = in_this_process(recipe("with-dropout", *kept))
+    other = in_this_process(recipe("without-dropout", *kept, "model.adapter.dropout=0"))
+    assert values(one, "train/gradient_norm")[0] != pytest.approx(values(other, "train/gradient_norm")[0], rel=1e-4)
+
+
+def test_a_second_driver_is_refused(ray_here: None, recipe: MakeRecipe) -> None:
+    from stairstep.cluster.train import _one_driver
+
+    other = recipe("refused")
+    path = Path(other.run.root) / "refused"
+    with _one_driver(path), pytest.raises(InputError, match="at work on this run") as refused:
+        train_on_ray(other)
+    assert str(path) in str(refused.value)
+    assert ".ray" not in str(refused.value)
+    assert not (path / "recipe.yaml").exists()
+
+
+def test_more_workers_than_this_machine_can_have(ray_here: None, recipe: MakeRecipe) -> None:
+    with pytest.raises(InputError, match=r"cluster.workers: 64 workers with CPU 1 each .* CPU 4; lower cluster.workers"):
+        train_on_ray(recipe("crowd", "cluster.workers=64"))
+    with pytest.raises(InputError, match=r"GPU 0.*cluster.device=cpu"):
+        train_on_ray(recipe("crowd", "cluster.device=cuda"))
+    status = RunFolder.open(Path(recipe("crowd").run.root) / "crowd").status
+    assert status is not None
+    assert status.state == "failed"
+    assert "GPU" in status.message
+
+
+# --- soak
+
+
 @pytest.fixture(scope="module")
 def undisturbed(ray_here: None, recipe: MakeRecipe) -> Finished:
     """Two workers, eight steps."""
     return train_on_ray(recipe("undisturbed"))
 
 
-@pytest.fixture(scope="module")
-def alone(recipe: MakeRecipe) -> Finished:
-    """The same run in this process."""
-    before = torch.get_num_threads()
-    try:
-        return train(recipe("alone", "cluster.workers=0"), console=False)
-    finally:
-        torch.set_num_threads(before)
-
-
+@pytest.mark.soak
 def test_two_workers_take_the_steps_of_one(undisturbed: Finished, alone: Finished) -> None:
     assert undisturbed.outcome.reason == "finished"
     assert undisturbed.outcome.step == STEPS
@@ -103,15 +144,7 @@ def test_two_workers_take_the_steps_of_one(undisturbed: Finished, alone: Finishe
     assert {path.name for path in alone.folder.iterdir()} == {path.name for path in undisturbed.folder.iterdir()}
 
 
-def test_dropout_is_on(recipe: MakeRecipe, alone: Finished) -> None:
-    """The comparison above would be easier without dropout; here is what it would have been."""
-    short = ("evaluation.sets=[]", "evaluation.loss_every=0", "optim.schedule.warmup_steps=0", "phases.text_warmup_steps=0")
-    kept = ("cluster.workers=0", "optim.steps=1", *short)
-    one = train(recipe("with-dropout", *kept), console=False)
-    other = train(recipe("without-dropout", *kept, "model.adapter.dropout=0"), console=False)
-    assert values(one, "train/gradient_norm")[0] != pytest.approx(values(other, "train/gradient_norm")[0], rel=1e-4)
-
-
+@pytest.mark.soak
 def test_a_run_leaves_nothing_but_its_folder(undisturbed: Finished) -> None:
     environment = read_json(undisturbed.folder / "environment.json")
     assert environment["torch"]["threads"] == 1  # run.threads, in the worker that wrote it
@@ -149,6 +182,7 @@ def same_as_undisturbed(finished: Finished, undisturbed: Finished) -> None:
     assert any(is_volatile(name) for row in rows(finished) for name in row)
 
 
+@pytest.mark.soak
 def test_a_killed_worker_changes_no_bit(undisturbed: Finished, recipe: MakeRecipe, background: Background, tools: SimpleNamespace) -> None:
     other = recipe("killed")
     folder = Path(other.run.root) / "killed"
@@ -157,29 +191,6 @@ def test_a_killed_worker_changes_no_bit(undisturbed: Finished, recipe: MakeRecip
     assert 4 <= at < STEPS
     same_as_undisturbed(finished, undisturbed)
     assert finished.folder != undisturbed.folder
-
-
-def test_a_second_driver_is_refused(ray_here: None, recipe: MakeRecipe) -> None:
-    from stairstep.cluster.train import _one_driver
-
-    other = recipe("refused")
-    path = Path(other.run.root) / "refused"
-    with _one_driver(path), pytest.raises(InputError, match="at work on this run") as refused:
-        train_on_ray(other)
-    assert str(path) in str(refused.value)
-    assert ".ray" not in str(refused.value)
-    assert not (path / "recipe.yaml").exists()
-
-
-def test_more_workers_than_this_machine_can_have(ray_here: None, recipe: MakeRecipe) -> None:
-    with pytest.raises(InputError, match=r"cluster.workers: 64 workers with CPU 1 each .* CPU 4; lower cluster.workers"):
-        train_on_ray(recipe("crowd", "cluster.workers=64"))
-    with pytest.raises(InputError, match=r"GPU 0.*cluster.device=cpu"):
-        train_on_ray(recipe("crowd", "cluster.device=cuda"))
-    status = RunFolder.open(Path(recipe("crowd").run.root) / "crowd").status
-    assert status is not None
-    assert status.state == "failed"
-    assert "GPU" in status.message
 
 
 def refusal(recipe: Recipe, kind: type[Exception]) -> Any:
@@ -202,7 +213,8 @@ def spoil_a_tile(micro: SimpleNamespace, tmp_path: Path) -> Path:
     return world
 
 
-@pytest.mark.parametrize("everywhere", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["on one worker", "on all workers"])
+@pytest.mark.soak
+@pytest.mark.parametrize("everywhere", [False, True], ids=["on one worker", "on all workers"])
 def test_bad_input_is_told_once(
     ray_here: None, recipe: MakeRecipe, micro: SimpleNamespace, tmp_path: Path, everywhere: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,9 +232,6 @@ def test_bad_input_is_told_once(
     status = RunFolder.open(Path(recipe(name).run.root) / name).status
     assert status is not None
     assert (status.state, status.message) == ("failed", str(told))
-
-
-# --- soak
 
 
 def with_train(body: Callable[[ProcessGroup], Any]) -> Callable[[dict[str, Any]], Any]:

@@ -188,6 +188,7 @@ def worked(one: psutil.Process) -> float:
     return times.user + times.system
 
 
+@pytest.mark.soak  # the evaluation below loses a replica too
 def test_a_killed_replica_costs_its_requests_one_more_try(reader, in_process, tools):
     from serve_requests import ask, page
 

@@ -22,6 +22,7 @@ from stairstep.records import RunFolder, read_json
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 PATIENCE_S = 540.0
+pytestmark = pytest.mark.soak  # a Ray of its own, and a driver with workers for each job: minutes on two cores
 SMALL = (
     "data.world.articles=8 data.world.questions=8 data.world.pairs=40 data.world.text_pairs=8 optim.batch=4 optim.steps=2 "
     "optim.schedule.warmup_steps=0 phases.text_warmup_steps=0 evaluation.every=2 evaluation.loss_every=0 "
@@ -134,7 +135,6 @@ def line_of(verb: str) -> str:
     return line
 
 
-@pytest.mark.soak
 @pytest.mark.parametrize("verb", ["preprocess", "train", "sweep"])
 def test_a_relative_root_is_refused(cluster: Cluster, verb: str):
     done = cluster.call(BIN / "ray", *shlex.split(line_of(verb).replace("/shared/runs", "runs"))[1:], *shlex.split(SMALL))
@@ -143,14 +143,12 @@ def test_a_relative_root_is_refused(cluster: Cluster, verb: str):
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.soak
 def test_preprocess_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("preprocess"), *shlex.split(SMALL))
     assert done.returncode == 0, done.stdout
     assert list((cluster.runs / "tiles").rglob("shard-*.arrow"))
 
 
-@pytest.mark.soak
 def test_train_as_printed_and_its_log(cluster: Cluster):
     done = cluster.submit(line_of("train"), *shlex.split(SMALL), "cluster.resources.train=1")
     assert done.returncode == 0, done.stdout
@@ -161,7 +159,6 @@ def test_train_as_printed_and_its_log(cluster: Cluster):
         assert said in done.stdout, done.stdout
 
 
-@pytest.mark.soak
 def test_a_sweep_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("sweep"), *shlex.split(SMALL), "--seeds", "0")
     assert done.returncode == 0, done.stdout
@@ -170,14 +167,12 @@ def test_a_sweep_as_printed(cluster: Cluster):
     assert {read_json(one)["state"] for one in (sweep.parent / "trials").glob("*.json")} == {"finished"}
 
 
-@pytest.mark.soak
 def test_the_demo_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("demo"))
     assert done.returncode == 0, done.stdout
     assert "hit@1" in done.stdout and "everything lies in" in done.stdout, "the final table is in the job's log"
 
 
-@pytest.mark.soak
 @pytest.mark.skipif(not (ROOT / "jobs" / "report.py").exists(), reason="there is no jobs.report yet")
 def test_report_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("report"))
@@ -200,7 +195,6 @@ def log_of_stopped(cluster: Cluster, name: str, line: str, *more: str, when: Cal
     return cluster.call(BIN / "ray", "job", "logs", name).stdout
 
 
-@pytest.mark.soak
 def test_a_stopped_training_ends_with_a_checkpoint_and_goes_on(cluster: Cluster, tools: SimpleNamespace):
     small = [*shlex.split(SMALL), "run.name=stopped", "evaluation.every=100000", "checkpoints.every=100000"]
     folder = RunFolder(cluster.runs / "stopped")

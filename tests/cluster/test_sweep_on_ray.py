@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 HUGE = 1e30  # a rate at which the second loss is not finite
+EARLIER_S = 1000.0
 
 
 @pytest.fixture(scope="module")
@@ -56,32 +58,41 @@ def nobody_serves(model: str, resources: dict[str, float]) -> Any:
 
 @pytest.fixture(scope="module")
 def swept(asked: Callable[..., Asked]) -> SimpleNamespace:
-    """Two trials: one that trains and one that diverges."""
-    parameters = {
-        "rates": {
-            "kind": "options",
-            "options": {
-                "high": {"optim.rates.llm": 1e-2},
-                "huge": {"optim.rates.llm": HUGE},
-            },
-        }
-    }
-    space, made = planned(asked("swept", {"parameters": parameters}))
-    sweep = begin(asked("swept", {"parameters": parameters}), space, made)
+    """A sweep that goes on: a trial that is still to be trained, one that failed and will again, and one that is done."""
+    rates = {"high": 1e-2, "huge": HUGE, "done": 1e-3}
+    options = {name: {"optim.rates.llm": rate} for name, rate in rates.items()}
+    own = asked("swept", {"parameters": {"rates": {"kind": "options", "options": options}}})
+    space, made = planned(own)
+    sweep = begin(own, space, made)
+    _, huge, done = sweep.trials()
+    sweep.write_trial(replace(huge, state="failed", reason="of an earlier life", seconds=EARLIER_S))
+    here = [f"run.root={sweep.runs}", f"run.name={done.name}", "cluster.workers=0", "evaluation.cache=false"]
+    train(load_recipe(sweep.recipe_path(done.name), here), console=False)
+    sweep.write_trial(replace(done, state="finished", seconds=EARLIER_S))
+    before = {path: path.read_bytes() for path in sweep.run_path(done.name).rglob("*") if path.is_file()}
+    assert list(scores(sweep.run_path(done.name), "hit@1")) == [4, 8]
     why, told = run(sweep)
-    return SimpleNamespace(sweep=sweep, why=why, told=told)
+    return SimpleNamespace(sweep=sweep, why=why, told=told, before=before)
 
 
 def test_every_trial_ends_and_the_failed_one_is_a_row_with_its_error(swept: SimpleNamespace):
     states = {one.point["rates"]: one for one in swept.sweep.trials()}
-    assert {name: one.state for name, one in states.items()} == {"high": "finished", "huge": "failed"}
+    assert {name: one.state for name, one in states.items()} == {"high": "finished", "huge": "failed", "done": "finished"}
     assert "not finite" in states["huge"].reason and "\n" not in states["huge"].reason
     assert swept.why == ""
-    assert all(one.seconds > 1 for one in states.values())
+    assert states["high"].seconds > 1
     names = [one.name for one in swept.sweep.trials()]
     assert [name for name in names if any(line.startswith(f"{name}: step 8, hit@1") for line in swept.told)] == names[:1]
-    assert any(line.startswith(f"{names[1]}: failed: ") and "of 2 trials done" in line for line in swept.told)
+    assert any(line.startswith(f"{names[1]}: failed: ") and "of 3 trials done" in line for line in swept.told)
     assert not (swept.sweep.path / ".ray").exists()
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(swept: SimpleNamespace):
+    _, huge, done = swept.sweep.trials()
+    assert huge.seconds > EARLIER_S + 1 and done.seconds == EARLIER_S
+    assert len(swept.before) > 5
+    assert {path: path.read_bytes() for path in swept.sweep.run_path(done.name).rglob("*") if path.is_file()} == swept.before
+    assert not any(line.startswith(done.name) for line in swept.told), "its scores are not told again"
 
 
 def test_a_trial_is_the_same_recipe_run_alone_bit_for_bit(swept: SimpleNamespace, tmp_path: Path):
@@ -95,21 +106,6 @@ def test_a_trial_is_the_same_recipe_run_alone_bit_for_bit(swept: SimpleNamespace
     assert any(one.abs().sum() > 0 for key, one in weights[0].items() if "lora_B" in key)
     rows = [read_json_lines(folder / "eval_step8.jsonl") for folder in runs]
     assert rows[0] == rows[1]
-
-
-def test_what_is_done_is_not_done_again_and_what_failed_is_tried_again(swept: SimpleNamespace):
-    before = {one.name: one for one in swept.sweep.trials()}
-    files = {path: path.read_bytes() for path in swept.sweep.runs.glob("001*/metrics.jsonl")}
-    assert len(files) == 1
-    why, told = run(swept.sweep)
-    after = {one.name: one for one in swept.sweep.trials()}
-    assert why == ""
-    assert {path: path.read_bytes() for path in files} == files
-    failed = next(one for one in after.values() if one.state == "failed")
-    assert {name for name, one in after.items() if one != before[name]} == {failed.name}
-    assert failed.seconds > before[failed.name].seconds
-    assert failed.reason == before[failed.name].reason
-    assert not any("hit@1" in line for line in told)
 
 
 @pytest.mark.soak

@@ -1,8 +1,8 @@
 """`python -m jobs.train … cluster.workers=2` as a person runs it: stopped by SIGTERM, by Ctrl-C, by SIGKILL, and gone on with.
 
 Each command starts a private Ray of its own, under a token that is written nowhere: minutes on two cores. `make test` has the same stop by
-SIGTERM in tests/cluster/test_keys_on_ray.py, a killed worker and bad input in test_ray_training.py, kills and stops without Ray in
-tests/tasks/test_resume.py.
+SIGTERM in tests/cluster/test_keys_on_ray.py, a killed worker in test_elastic.py, bad input in test_bad_input.py, kills and stops without
+Ray in tests/tasks/test_resume.py.
 """
 
 from __future__ import annotations
