@@ -2,15 +2,21 @@
 
 A run's figures carry its name and, of a trial, its sweep's. They are what metrics.jsonl, reading.json and beside/ say at the moment; nobody
 reads them back. Ray puts `ray_` before every name, and adds labels of its own (process, node, session).
+
+Ray collects every ten seconds what was set meanwhile, and hands out what it collected in the last twenty: a score that is measured once an
+hour would be there for twenty seconds of it. So whatever a run has said is said again, for as long as its `RunMetrics` lives.
 """
 
 from __future__ import annotations
 
 import math
+import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from weakref import WeakSet
 
 from ray.util.metrics import Gauge
 
@@ -37,6 +43,7 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Every metric of ours: what it says, and its labels besides a run's."""
 _OWN = ("train", "rate", "time", "validation")  # first words of metrics that are no scores
+_AGAIN_S = 4.0  # well within the time after which Ray collects
 
 
 @cache
@@ -44,6 +51,27 @@ def _gauge(name: str) -> Gauge:
     """One of the metrics; Ray wants it made once a process."""
     said, labels = FIGURES[name]
     return Gauge(name, said, (*RUN_TAGS, *labels))
+
+
+_LIVING: WeakSet[RunMetrics] = WeakSet()
+_LOCK = threading.Lock()  # nobody says an old value again where another has just said a new one
+
+
+@cache
+def _say_again() -> threading.Thread:
+    """The thread, one a process, in which everything is said again and again."""
+
+    def work() -> None:
+        while True:
+            time.sleep(_AGAIN_S)
+            with _LOCK:
+                said = [what for one in _LIVING for what in one.said()]
+                for name, labels, value in said:
+                    _gauge(name).set(value, labels)
+
+    thread = threading.Thread(target=work, name="run-metrics", daemon=True)
+    thread.start()
+    return thread
 
 
 class RunMetrics:
@@ -54,13 +82,24 @@ class RunMetrics:
         above = run.absolute().parent.parent
         self._tags = {"run": run.name, "sweep": above.name if SweepFolder.is_one(above) else ""}
         self._window: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
+        self._said: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        with _LOCK:
+            _LIVING.add(self)
+        _say_again()
         if steps is not None:
             self.set("steps", steps)
 
     def set(self, name: str, value: float | None, **labels: str) -> None:
         """Set a metric, named without its prefix; a value that is none, or not finite, leaves it as it was."""
         if value is not None and math.isfinite(value):
-            _gauge(f"stairstep_{name}").set(float(value), {**self._tags, **labels})
+            full, labels = f"stairstep_{name}", {**self._tags, **labels}
+            with _LOCK:
+                self._said[full, tuple(sorted(labels.items()))] = float(value)
+                _gauge(full).set(float(value), labels)
+
+    def said(self) -> list[tuple[str, dict[str, str], float]]:
+        """Every metric that was set, with its labels and its last value."""
+        return [(name, dict(labels), value) for (name, labels), value in self._said.items()]
 
     def logged(self, step: int, values: Mapping[str, float]) -> None:
         """An event of the metric log."""
