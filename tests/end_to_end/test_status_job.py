@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def status(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'platform'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jobs.status", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
-def test_a_wrong_folder_is_one_line_and_exit_code_2(tmp_path: Path):
-    found = status("nowhere", cwd=tmp_path)
-    assert found.returncode == 2
-    assert found.stdout == ""
-    assert found.stderr.startswith("error: nowhere: there is no such folder") and found.stderr.count("\n") == 1
+def test_a_wrong_folder_is_one_line_and_exit_code_2(job: Callable[..., Any]):
+    told = job("status", "nowhere")
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith("error: nowhere: there is no such folder") and told.err.count("\n") == 1
 
 
 def test_the_default_is_the_folder_of_runs_and_watching_repeats(tmp_path: Path, monkeypatch, capsys):

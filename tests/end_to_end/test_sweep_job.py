@@ -92,8 +92,14 @@ def test_a_bad_command_is_told_before_anything_starts(job: Job, no_ray: None, sm
     assert not small.runs.exists()
 
 
-def test_resources_that_this_machine_will_never_have_are_told_before_any_trial(job: Job, small: Any, space: Path):
-    """On a Ray of its own, for only there it is known what will never come; a corrected command may then take the name."""
+def test_resources_that_this_machine_will_never_have_are_told_before_any_trial(
+    job: Job, no_ray: None, small: Any, space: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By a private Ray, for only there it is known what will never come: here one of four CPUs that is only asked what it has, which takes
+    no start. A corrected command may then take the name."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr("stairstep.cluster.session._started_here", lambda: True)
     space.write_text(GRID.replace("optim.batch", "cluster.workers").replace("[2, 4]", "[1, 4096]"))
     told = job("sweep", small.recipe, space, "evaluation.reader=null")
     assert told.code == 2
