@@ -23,7 +23,8 @@ $(STAMP): requirements/base.txt pyproject.toml
 demo: setup
 	$(BIN)/python -m jobs.demo
 
-# By two processes: half of the time a single one would only wait for those that its tests start.
+# By two processes: half of the time a single one would only wait for those that its tests start. One does all of tests/cluster
+# (tests/conftest.py), so that there is one Ray.
 test: setup
 	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -1,5 +1,5 @@
 """For all tests: an object store on loopback; what was imported while they were collected is not gone through by every collection of
-garbage afterwards; and of several processes one does everything that wants a Ray, which so is started once, while the others do the rest."""
+garbage afterwards; of several processes one does everything that wants a Ray, which so is started once, while the others do the rest."""
 
 from __future__ import annotations
 
