@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         preflight(resolve(recipe))
     model = recipe.evaluation.reader.model if recipe.evaluation.reader else "tiny-reader"
     waiting = max(1, recipe.cluster.workers)  # cores that are idle while answers are asked
-    with ray_session(recipe.cluster.address), serving_beside(model, recipe.cluster.reader_resources, waiting) as base_url:
+    with ray_session(recipe.cluster.address) as session, serving_beside(model, recipe.cluster, session, waiting) as base_url:
         print(f"{model} answers at {base_url}")
         recipe = load_recipe(RECIPE, [f"evaluation.reader.base_url={base_url}", *overrides])
         finished = train_recipe(resolve(recipe), preflight=False)

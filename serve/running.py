@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -20,10 +21,13 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
 
+from stairstep.cluster.session import Session, reader_host
+from stairstep.evaluation.readers import READER_KEY
 from stairstep.settings import InputError, UnreachableError
+from stairstep.tasks import ClusterSettings
 
 from .front import read_key
-from .settings import ReaderAppSettings, ReplicaSettings, TransformersSettings, check_host
+from .settings import ReaderAppSettings, ReplicaSettings, TransformersSettings, check_host, is_loopback
 
 APP = "reader"
 SHUTDOWN_S = 30.0
@@ -56,10 +60,20 @@ def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str 
             _leave(began, deployed)
 
 
-def serving_beside(model: str, resources: dict[str, float], replicas: int = 1) -> AbstractContextManager[str]:
-    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs unless `resources` place it."""
-    copies = ReplicaSettings(min=replicas, max=replicas, resources=resources)
-    return serving(ReaderAppSettings(engine=TransformersSettings(model=model, cpus=0), replicas=copies))
+def serving_beside(model: str, cluster: ClusterSettings, session: Session, replicas: int = 1) -> AbstractContextManager[str]:
+    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs unless the settings place it.
+
+    Where other machines reach it, it wants the key that those who ask have by themselves."""
+    copies = ReplicaSettings(min=replicas, max=replicas, resources=cluster.reader_resources)
+    host = reader_host(cluster, session)
+    key = None if is_loopback(host) else READER_KEY
+    if key is not None and not any(os.environ.get(name) for name in (key, f"{key}_FILE")):
+        raise InputError(
+            f"cluster.reader_resources: the reader listens at {host} for all nodes, so a key is required: put one of your own making into "
+            f"{key} (or the path of a file with it into {key}_FILE) in the environment of every node, or leave cluster.reader_resources out"
+        )
+    engine = TransformersSettings(model=model, cpus=0)
+    return serving(ReaderAppSettings(engine=engine, replicas=copies, key_env=key), host=host)
 
 
 def _quiet() -> LoggingConfig:
@@ -115,8 +129,16 @@ def _end() -> None:
 
 
 def _free_port(host: str) -> int:
-    with socket.create_server((host, 0), family=_family(host)) as probe:
-        return int(probe.getsockname()[1])
+    try:
+        with socket.create_server((host, 0), family=_family(host)) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(
+                f"host: {host} is no address of this machine, where the job was started; start it on the head of the cluster, as "
+                "`ray job submit` does"
+            ) from None
+        raise
 
 
 def _check_free(host: str, port: int) -> None:

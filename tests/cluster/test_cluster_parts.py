@@ -17,13 +17,16 @@ import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 from tqdm import tqdm
 
+from serve.running import serving_beside
 from stairstep.cluster import session
 from stairstep.cluster.losses import loss_of, timed_out
 from stairstep.cluster.screen import Relay, on_screen, without_ray
-from stairstep.cluster.session import check_root, on_a_cluster
+from stairstep.cluster.session import Session, check_root, on_a_cluster, reader_host
 from stairstep.cluster.work import WorkerDefect, WorkerFailed, read_failure, wait_for_claim, wait_for_folder, write_failure
+from stairstep.evaluation.readers import READER_KEY
 from stairstep.records import Progress, RunFolder, StopFlag
 from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError, UnreachableError
+from stairstep.tasks import ClusterSettings
 from stairstep.training import NonFiniteError
 
 DETAIL = (
@@ -239,6 +242,23 @@ def test_a_relative_root_is_refused_on_a_cluster(monkeypatch: pytest.MonkeyPatch
     check_root(None, None, "tiles.store")
     with pytest.raises(RecipeError, match=r"tiles\.store: 'tiles' is relative"):
         check_root("tiles", None, "tiles.store")
+
+
+HERE, THERE = {"Alive": True, "NodeManagerAddress": "10.0.0.1"}, {"Alive": True, "NodeManagerAddress": "10.0.0.2"}
+
+
+def test_a_reader_on_a_node_group_listens_for_all_nodes_and_wants_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.ray, "nodes", lambda: [THERE | {"Resources": {"reader": 1.0}}, HERE | {"Resources": {session.HEAD: 1.0}}])
+    monkeypatch.setattr(session.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    placed, private, cluster = ClusterSettings(reader_resources={"reader": 1.0}), Session(True, ours=True), Session(False, ours=True)
+    assert reader_host(placed, cluster) == "10.0.0.1"
+    assert reader_host(ClusterSettings(), cluster) == reader_host(ClusterSettings(), private) == "127.0.0.1"
+    with pytest.raises(InputError, match=r"cluster.reader_resources.reader: .* this machine has 0"):  # else it would be waited for for ever
+        reader_host(placed, private)
+    monkeypatch.delenv(READER_KEY, raising=False)
+    monkeypatch.delenv(f"{READER_KEY}_FILE", raising=False)
+    with pytest.raises(InputError, match=r"cluster.reader_resources: the reader listens at 10.0.0.1 .* READER_API_KEY"):
+        serving_beside("tiny-reader", placed, cluster)
 
 
 def test_who_wanted_to_be_told_of_sigterm_is_told_after_ray_has_started(monkeypatch: pytest.MonkeyPatch) -> None:

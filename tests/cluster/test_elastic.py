@@ -23,16 +23,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from curves import alone, same_curve
 from own_ray import BIN, end, free_ports, own_environment, started
 from safetensors.torch import load_file
 
 from stairstep.cluster import elastic
 from stairstep.cluster.elastic import Room, nodes_of_group
 from stairstep.cluster.train import train_on_ray
-from stairstep.records import MetricLog, RunFolder, is_volatile, read_json, series
+from stairstep.records import RunFolder, read_json
 from stairstep.settings import TrainingError, to_plain
 from stairstep.tasks.opening import Finished
-from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -62,32 +62,6 @@ def test_room_is_what_is_free_and_stays_ours(ray_here: None, tools: SimpleNamesp
     finally:
         for one in (taken, room, rival):
             one.close()
-
-
-def numbers(finished: Finished) -> dict[str, list[tuple[int, float]]]:
-    """The curves of a run, without what is measured in time."""
-    rows = MetricLog(finished.folder / "metrics.jsonl").rows()
-    names = {name for row in rows for name in row if name not in ("step", "time") and not is_volatile(name)}
-    return {name: series(rows, name) for name in sorted(names)}
-
-
-def same_curve(one: Finished, other: Finished) -> None:
-    """Every measured value of every step, once, and the same to rounding."""
-    found, expected = numbers(one), numbers(other)
-    assert found.keys() == expected.keys()
-    assert len(expected["train/loss"]) == other.outcome.step
-    for name, points in expected.items():
-        assert [step for step, _ in found[name]] == [step for step, _ in points], name
-        assert [value for _, value in found[name]] == pytest.approx([value for _, value in points], rel=1e-4, abs=1e-6), name
-
-
-def alone(recipe: Any) -> Finished:
-    """The run in this process."""
-    before = torch.get_num_threads()
-    try:
-        return train(recipe, console=False)
-    finally:
-        torch.set_num_threads(before)
 
 
 def waiting_alone(step: int) -> Callable[[dict[str, Any]], Any]:
@@ -178,7 +152,7 @@ def test_a_run_begins_with_what_is_free_grows_and_loses_a_worker(
     assert said[3].startswith("starting ")
     assert (folder / "checkpoint-4").is_dir()  # where the first group stopped
     by_itself = alone(recipe("grown-alone", "cluster.workers=0", "evaluation.mode=inline"))
-    same_curve(finished, by_itself)
+    same_curve(folder, by_itself.folder, by_itself.outcome.step)
     same_weights(folder, by_itself.folder)
     leaves_nothing_but_its_folder(folder, by_itself.folder)
 
@@ -362,5 +336,4 @@ def test_nodes_that_are_lost_return_and_are_taken_back_change_no_curve(
     assert f"a node of the workers is about to go ({min(on)[:12]})" in lines
     assert lines.rstrip().endswith("finished")
     assert {4, 9, 12} <= {one.step for one in RunFolder.open(folder).checkpoints()}  # 9 was not due: it stopped there
-    finished = Finished(SimpleNamespace(reason="finished", step=14), folder)  # type: ignore[arg-type]
-    same_curve(finished, alone(recipe("nodes-alone", "cluster.workers=0", *long)))
+    same_curve(folder, alone(recipe("nodes-alone", "cluster.workers=0", *long)).folder, steps=14)

@@ -306,18 +306,40 @@ def test_a_loss_that_is_not_finite(ray_here: None, recipe: MakeRecipe) -> None:
     assert json.loads((folder / "not_finite.json").read_text())["rows"]
 
 
+KILLS = 5  # of either run
+
+
+def lose_a_worker(
+    folder: Path, running: Future[Finished], which: int, step: int, former: frozenset[int], tools: SimpleNamespace
+) -> frozenset[int]:
+    """SIGKILL one worker of a group that is not a former one, once the run has logged a step; returns all workers known by then."""
+
+    def at_work() -> list[Any]:
+        """Both workers of the group, once the first of them has the run."""
+        found = [one for one in tools.workers() if one.pid not in former] if tools.last_step(folder) >= step else []
+        return found if len(found) == 2 and read_json(folder / "status.json")["pid"] in [one.pid for one in found] else []
+
+    found = tools.wait(lambda: running.done() or at_work(), f"step {step}", patience_s=1200)
+    assert found is not True, running
+    first = read_json(folder / "status.json")["pid"]
+    tools.kill(next(one for one in found if (one.pid == first) == (which == 0)))
+    print(f"{folder.name}: killed worker {which} at step {tools.last_step(folder)}", flush=True)
+    return former | {one.pid for one in found}
+
+
 @pytest.mark.soak
-def test_random_kills_change_no_bit(undisturbed: Finished, recipe: MakeRecipe, background: Background, tools: SimpleNamespace) -> None:
+@pytest.mark.timeout(3600)
+def test_ten_random_kills_change_no_bit(undisturbed: Finished, recipe: MakeRecipe, background: Background, tools: SimpleNamespace) -> None:
+    """Two runs, each of which loses a worker five times, at a random step of whatever group is at work then."""
     chance = random.Random(0)
-    for number in range(4):
-        name = f"random-{number}"
-        other = recipe(name)
-        folder = Path(other.run.root) / name
+    for number in range(2):
+        name, former = f"random-{number}", frozenset[int]()
+        other = recipe(name, f"cluster.max_failures={KILLS}", "cluster.start_timeout_s=900")
         running = background(train_on_ray, other)
-        which, step = number % 2, chance.randrange(1, STEPS - 1)
-        finished, at = killed_at(folder, step, which, running, tools, pause_s=chance.random() * 0.5)
-        print(f"killed worker {which} at step {at}")
-        same_as_undisturbed(finished, undisturbed)
+        for kill in range(KILLS):
+            step = chance.randrange(1, STEPS - 1)
+            former = lose_a_worker(Path(other.run.root) / name, running, (number + kill) % 2, step, former, tools)
+        same_as_undisturbed(running.result(timeout=1200), undisturbed)
 
 
 @pytest.mark.soak

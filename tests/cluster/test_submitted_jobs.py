@@ -25,9 +25,9 @@ PATIENCE_S = 540.0
 pytestmark = pytest.mark.soak  # a Ray of its own, and a driver with workers for each job: minutes on two cores
 SMALL = (
     "data.world.articles=8 data.world.questions=8 data.world.pairs=40 data.world.text_pairs=8 optim.batch=4 optim.steps=2 "
-    "optim.schedule.warmup_steps=0 phases.text_warmup_steps=0 evaluation.every=2 evaluation.loss_every=0 "
-    "evaluation.reader=null cluster.start_timeout_s=400"
+    "optim.schedule.warmup_steps=0 phases.text_warmup_steps=0 evaluation.every=2 evaluation.loss_every=0 cluster.start_timeout_s=400"
 )
+UNREAD = f"{SMALL} evaluation.reader=null"
 WHERE = """
 import importlib, json
 import ray
@@ -137,20 +137,20 @@ def line_of(verb: str) -> str:
 
 @pytest.mark.parametrize("verb", ["preprocess", "train", "sweep"])
 def test_a_relative_root_is_refused(cluster: Cluster, verb: str):
-    done = cluster.call(BIN / "ray", *shlex.split(line_of(verb).replace("/shared/runs", "runs"))[1:], *shlex.split(SMALL))
+    done = cluster.call(BIN / "ray", *shlex.split(line_of(verb).replace("/shared/runs", "runs"))[1:], *shlex.split(UNREAD))
     assert done.returncode == 1
     assert "error: run.root: 'runs' is relative" in done.stdout
     assert "Traceback" not in done.stdout
 
 
 def test_preprocess_as_printed(cluster: Cluster):
-    done = cluster.submit(line_of("preprocess"), *shlex.split(SMALL))
+    done = cluster.submit(line_of("preprocess"), *shlex.split(UNREAD))
     assert done.returncode == 0, done.stdout
     assert list((cluster.runs / "tiles").rglob("shard-*.arrow"))
 
 
 def test_train_as_printed_and_its_log(cluster: Cluster):
-    done = cluster.submit(line_of("train"), *shlex.split(SMALL), "cluster.resources.train=1")
+    done = cluster.submit(line_of("train"), *shlex.split(UNREAD), "cluster.resources.train=1")
     assert done.returncode == 0, done.stdout
     folder = RunFolder(cluster.runs / "tinywiki")
     assert [one.step for one in folder.checkpoints()][-1] == 2
@@ -160,23 +160,30 @@ def test_train_as_printed_and_its_log(cluster: Cluster):
 
 
 def test_a_sweep_as_printed(cluster: Cluster):
-    done = cluster.submit(line_of("sweep"), *shlex.split(SMALL), "--seeds", "0")
+    done = cluster.submit(line_of("sweep"), *shlex.split(UNREAD), "--seeds", "0")
     assert done.returncode == 0, done.stdout
     assert "trials done)" in done.stdout
     [sweep] = cluster.runs.glob("*/sweep.json")
     assert {read_json(one)["state"] for one in (sweep.parent / "trials").glob("*.json")} == {"finished"}
 
 
-def test_the_demo_as_printed(cluster: Cluster):
-    done = cluster.submit(line_of("demo"))
-    assert done.returncode == 0, done.stdout
-    assert "hit@1" in done.stdout and "everything lies in" in done.stdout, "the final table is in the job's log"
-
-
-@pytest.mark.skipif(not (ROOT / "jobs" / "report.py").exists(), reason="there is no jobs.report yet")
 def test_report_as_printed(cluster: Cluster):
+    """Over the sweep of the test before."""
+    assert list(cluster.runs.glob("*/sweep.json")), "the sweep has to run first"
+    for page in cluster.runs.glob("*/report.html"):
+        page.unlink()
     done = cluster.submit(line_of("report"))
     assert done.returncode == 0, done.stdout
+    [page] = cluster.runs.glob("*/report.html")
+    assert str(page) in done.stdout and "vit_rank" in done.stdout, done.stdout
+    assert "<html" in page.read_text(encoding="utf-8")[:200]
+
+
+def test_the_demo_as_printed(cluster: Cluster):
+    done = cluster.submit(line_of("demo"), *shlex.split(SMALL))
+    assert done.returncode == 0, done.stdout
+    assert "tiny-reader answers at http://127.0.0.1:" in done.stdout
+    assert "hit@1" in done.stdout and "everything lies in" in done.stdout, "the final table is in the job's log"
 
 
 def log_of_stopped(cluster: Cluster, name: str, line: str, *more: str, when: Callable[[], object]) -> str:
@@ -196,7 +203,7 @@ def log_of_stopped(cluster: Cluster, name: str, line: str, *more: str, when: Cal
 
 
 def test_a_stopped_training_ends_with_a_checkpoint_and_goes_on(cluster: Cluster, tools: SimpleNamespace):
-    small = [*shlex.split(SMALL), "run.name=stopped", "evaluation.every=100000", "checkpoints.every=100000"]
+    small = [*shlex.split(UNREAD), "run.name=stopped", "evaluation.every=100000", "checkpoints.every=100000"]
     folder = RunFolder(cluster.runs / "stopped")
     line = line_of("train")
     log = log_of_stopped(cluster, "to-be-stopped", line, *small, "optim.steps=100000", when=lambda: tools.last_step(folder.path) >= 3)

@@ -52,7 +52,7 @@ def run(sweep: SweepFolder, limits: Limits | None = None) -> tuple[str, list[str
     return why, told
 
 
-def nobody_serves(model: str, resources: dict[str, float]) -> Any:
+def nobody_serves(model: str, *_: Any) -> Any:
     raise AssertionError(f"{model} is asked for, and no recipe here has a reader")
 
 

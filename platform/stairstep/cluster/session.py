@@ -22,6 +22,9 @@ from stairstep.records.places import is_url
 from stairstep.settings import InputError, RecipeError, UnreachableError
 from stairstep.tasks import ClusterSettings, ray_address
 
+HEAD = "node:__internal_head__"
+"""The custom resource that every head has, and no other node."""
+LOOPBACK = "127.0.0.1"
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
 
@@ -102,6 +105,24 @@ def check_resources(cluster: ClusterSettings, each: Mapping[str, float]) -> None
                 f"{key}: {_wanted(cluster)} with {shown(each)} each were asked for, but this machine has "
                 f"{name} {there.get(name, 0):g}; lower {key}{_remedy(name)}"
             )
+
+
+def reader_host(cluster: ClusterSettings, session: Session) -> str:
+    """Where a reader that a job brings along listens: at this machine's loopback, or, placed on a node group of a cluster, at the head's
+    address for all nodes."""
+    placed = cluster.reader_resources
+    if session.private:
+        there = ray.cluster_resources()
+        for name, amount in placed.items():
+            if amount > there.get(name, 0):
+                raise InputError(
+                    f"cluster.reader_resources.{name}: the reader is to have {name} {amount:g}, but this machine has "
+                    f"{there.get(name, 0):g}; leave cluster.reader_resources out, or name a cluster whose nodes have it"
+                )
+    if session.private or not placed:
+        return LOOPBACK
+    [head] = [one for one in ray.nodes() if one["Alive"] and HEAD in one["Resources"]]
+    return str(head["NodeManagerAddress"])
 
 
 def resources_line(cluster: ClusterSettings, each: Mapping[str, float]) -> str:

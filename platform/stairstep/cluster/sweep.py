@@ -33,17 +33,17 @@ from stairstep.sweeps.serving import ServedReader
 from stairstep.sweeps.space import OptunaSearchSettings, Space, space_of
 from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
-from stairstep.tasks import Recipe, load_recipe
+from stairstep.tasks import ClusterSettings, Recipe, load_recipe
 
 from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
-from .session import Session, check_resources, check_root, ray_session, worker_resources
+from .session import HEAD, Session, check_resources, check_root, ray_session, worker_resources
 from .stopping import TRIAL, remember, scheduler_of
 from .trial import run_trial
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 2.0
-_DRIVER = {"memory": 1.0}  # Tune must reserve something for a trial's own process; a share of a CPU would take one from the workers
+_DRIVER = {HEAD: 0.001}  # Tune must reserve something for a trial's own process; on the head it keeps no node and is lost with none
 _DEATHS = 3  # of a trial's process, before the trial counts as failed
 
 
@@ -71,14 +71,14 @@ def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None, be
 
 def run_sweep(
     sweep: SweepFolder,
-    serve: Callable[[str, dict[str, float]], AbstractContextManager[str]],
+    serve: Callable[[str, ClusterSettings, Session], AbstractContextManager[str]],
     concurrency: int | None,
     limits: Limits,
     told: Callable[[str], None],
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing.
 
-    `serve` runs a reader by its model's name with custom resources, on the Ray that is there then, and gives its address."""
+    `serve` runs a reader by its model's name, where the settings place it, on the Ray that is there then, and gives its address."""
     plan = sweep.plan
     space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
     check_root(recipe.run.root, recipe.cluster.address)
@@ -91,8 +91,9 @@ def run_sweep(
         mode = mode_of(replace(recipe, cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers))), session)
         at_once = room_for(recipes or [recipe], session, concurrency, mode == "beside")
         reader, served = recipe.evaluation.reader, None
-        if isinstance(reader, LocalReaderSettings) and session.private:  # on other machines nobody would reach it at this one's loopback
-            url = stack.enter_context(serve(reader.model, recipe.cluster.reader_resources))
+        # On a cluster only where it has a place: elsewhere it would take the cores of any node, and each trial can read by itself.
+        if isinstance(reader, LocalReaderSettings) and (session.private or recipe.cluster.reader_resources):
+            url = stack.enter_context(serve(reader.model, recipe.cluster, session))
             served = ServedReader(reader.model, url, _weights(reader))
         shared = evaluators(recipe.cluster) if mode == "beside" else []  # trials find them by their names
         alongside = f", {len(shared)} evaluators beside them" if shared else ""

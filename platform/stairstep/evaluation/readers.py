@@ -29,6 +29,7 @@ SYSTEM = (
     "Answer the question from the images that follow it. Give the answer alone, in as few words as it takes."
     " If the images do not show the answer, say that you do not know."
 )
+READER_KEY = "READER_API_KEY"
 _FORMAT = 1  # of what is sent besides the settings; part of every key
 _CACHE_BYTES = 256_000_000
 _THOUGHT = re.compile(r"<(think|thinking)>.*?</\1>", re.DOTALL | re.IGNORECASE)
@@ -54,7 +55,7 @@ class RemoteReaderSettings(EndpointSettings):
         doc="Address of the endpoint, mostly ending in /v1; null: the variable OPENAI_BASE_URL or OpenAI.",
     )
     key_env: str = setting(
-        "READER_API_KEY", doc="NAME of the variable that holds the key, or with _FILE behind it the path of a file that does; none: no key."
+        READER_KEY, doc="NAME of the variable that holds the key, or with _FILE behind it the path of a file that does; none: no key."
     )
     system: str = setting(SYSTEM, doc="System message of the reader; empty: none.")
     prompt: str = setting("{question}", doc="What stands before the tiles; {question} is where the question goes.")

@@ -58,7 +58,9 @@ class ClusterSettings:
         None, doc="Node group of jobs.preprocess: the nodes whose label ray-subcluster has this value; null: any node."
     )
     reader_resources: dict[str, float] = setting(
-        doc="Custom resources of the reader that jobs.demo and jobs.sweep serve, to place it on a node group.", factory=dict
+        doc="Custom resources of the reader that jobs.demo and jobs.sweep serve, to place it on a node group; it then listens at the "
+        "head's address and wants the key READER_API_KEY.",
+        factory=dict,
     )
     address: str | None = setting(
         None, doc="Ray cluster to use; null: the one that RAY_ADDRESS names, as inside a Ray job, else a new one on this machine."
