@@ -70,7 +70,7 @@ def faked(gcs: str) -> dict[str, Any]:
         "head_node_type": "ray.head.default",
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "light_nodes.LightNodes",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
@@ -159,6 +159,8 @@ def groups() -> Iterator[Groups]:
         }
         (folder / "cluster.json").write_text(json.dumps(faked(gcs)))
         scaled = environment | {
+            "PYTHONPATH": f"{environment['PYTHONPATH']}{os.pathsep}{Path(__file__).parent}",  # for light_nodes.py
+            "RAY_agent_register_timeout_ms": "300000",
             "RAY_FAKE_CLUSTER": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_enable_autoscaler_v2": "1",
@@ -170,8 +172,14 @@ def groups() -> Iterator[Groups]:
             f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=0", "--disable-usage-stats",
             f"--autoscaling-config={folder / 'cluster.json'}",
         ]  # fmt: skip
-        with started(command, scaled, folder) as head:
-            yield Groups(gcs, environment | {"RAY_ADDRESS": gcs}, psutil.Process(head.pid))
+        try:
+            with started(command, scaled, folder) as head:
+                yield Groups(gcs, environment | {"RAY_ADDRESS": gcs}, psutil.Process(head.pid))
+        finally:  # a node that was just being started is nobody's child
+            for one in psutil.process_iter(["cmdline"]):
+                if any(str(folder) in word for word in one.info["cmdline"] or ()):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
 
 
 def ended(job: subprocess.Popen[bytes], groups: Groups, folder: Path, tools: SimpleNamespace, disturb: Callable[[Any], None]) -> str:
@@ -182,7 +190,7 @@ def ended(job: subprocess.Popen[bytes], groups: Groups, folder: Path, tools: Sim
         return job.poll() is not None
 
     try:
-        tools.wait(over, "the end of the job", patience_s=PATIENCE_S, every_s=0.02)
+        tools.wait(over, "the end of the job", patience_s=PATIENCE_S, every_s=0.05)
     finally:
         said = (folder / "said").read_text()
         if job.poll() is None:
@@ -298,7 +306,7 @@ def test_a_sweep_has_trainers_evaluators_and_reader_on_their_groups_and_bears_th
 
     calm = table(sweep("calm", lambda at: None))
     assert groups.most == {"preprocess": 0, "train": 2, "evaluate": 1, "reader": 1}
-    assert all(len(one[4]) == 3 and one[3].keys() == {0, 3, 6} for one in calm.values()), "each was answered at three steps"
+    assert all(len(one[4]) == 3 and one[3].keys() == {3, 6} for one in calm.values()), "each was answered at three steps"
     in_all, killed = len(list((tmp_path / "calm" / "ledger" / "answer").rglob("*.json"))), {}
 
     def disturb(at: Any) -> None:
