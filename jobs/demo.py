@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.common import run
 from jobs.train import train_recipe
 from serve.running import serving_beside
-from stairstep.cluster.session import ray_session
+from stairstep.cluster.session import ray_session, reader_host
 from stairstep.evaluation.comparison import compare, comparison_table
 from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.evaluation.peaks import peaks_of_run
@@ -62,7 +62,10 @@ def main(arguments: list[str]) -> int:
         preflight(resolve(recipe))
     model = recipe.evaluation.reader.model if recipe.evaluation.reader else "tiny-reader"
     waiting = max(1, recipe.cluster.workers)  # cores that are idle while answers are asked
-    with ray_session(recipe.cluster.address) as session, serving_beside(model, recipe.cluster, session, waiting) as base_url:
+    with (
+        ray_session(recipe.cluster.address) as session,
+        serving_beside(model, recipe.cluster.reader_resources, reader_host(recipe.cluster, session), waiting) as base_url,
+    ):
         print(f"{model} answers at {base_url}")
         recipe = load_recipe(RECIPE, [f"evaluation.reader.base_url={base_url}", *overrides])
         finished = train_recipe(resolve(recipe), preflight=False)

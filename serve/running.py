@@ -21,10 +21,8 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview, LoggingConfig
 
-from stairstep.cluster.session import Session, reader_host
 from stairstep.evaluation.readers import READER_KEY
 from stairstep.settings import InputError, UnreachableError
-from stairstep.tasks import ClusterSettings
 
 from .front import read_key
 from .settings import ReaderAppSettings, ReplicaSettings, TransformersSettings, check_host, is_loopback
@@ -60,12 +58,11 @@ def serving(settings: ReaderAppSettings | None = None, port: int = 0, host: str 
             _leave(began, deployed)
 
 
-def serving_beside(model: str, cluster: ClusterSettings, session: Session, replicas: int = 1) -> AbstractContextManager[str]:
-    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs unless the settings place it.
+def serving_beside(model: str, resources: dict[str, float], host: str, replicas: int = 1) -> AbstractContextManager[str]:
+    """A small reader for those who wait for its answers: it reserves no CPU, because it computes on theirs unless `resources` place it.
 
-    Where other machines reach it, it wants the key that those who ask have by themselves."""
-    copies = ReplicaSettings(min=replicas, max=replicas, resources=cluster.reader_resources)
-    host = reader_host(cluster, session)
+    At a `host` that other machines reach it wants the key that those who ask have by themselves."""
+    copies = ReplicaSettings(min=replicas, max=replicas, resources=resources)
     key = None if is_loopback(host) else READER_KEY
     if key is not None and not any(os.environ.get(name) for name in (key, f"{key}_FILE")):
         raise InputError(

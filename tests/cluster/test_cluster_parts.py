@@ -258,7 +258,7 @@ def test_a_reader_on_a_node_group_listens_for_all_nodes_and_wants_a_key(monkeypa
     monkeypatch.delenv(READER_KEY, raising=False)
     monkeypatch.delenv(f"{READER_KEY}_FILE", raising=False)
     with pytest.raises(InputError, match=r"cluster.reader_resources: the reader listens at 10.0.0.1 .* READER_API_KEY"):
-        serving_beside("tiny-reader", placed, cluster)
+        serving_beside("tiny-reader", placed.reader_resources, reader_host(placed, cluster))
 
 
 def test_who_wanted_to_be_told_of_sigterm_is_told_after_ray_has_started(monkeypatch: pytest.MonkeyPatch) -> None:

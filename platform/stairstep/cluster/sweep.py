@@ -33,11 +33,11 @@ from stairstep.sweeps.serving import ServedReader
 from stairstep.sweeps.space import OptunaSearchSettings, Space, space_of
 from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
-from stairstep.tasks import ClusterSettings, Recipe, load_recipe
+from stairstep.tasks import Recipe, load_recipe
 
 from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
-from .session import HEAD, Session, check_resources, check_root, ray_session, worker_resources
+from .session import HEAD, Session, check_resources, check_root, ray_session, reader_host, worker_resources
 from .stopping import TRIAL, remember, scheduler_of
 from .trial import run_trial
 
@@ -71,14 +71,14 @@ def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None, be
 
 def run_sweep(
     sweep: SweepFolder,
-    serve: Callable[[str, ClusterSettings, Session], AbstractContextManager[str]],
+    serve: Callable[[str, dict[str, float], str], AbstractContextManager[str]],
     concurrency: int | None,
     limits: Limits,
     told: Callable[[str], None],
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing.
 
-    `serve` runs a reader by its model's name, where the settings place it, on the Ray that is there then, and gives its address."""
+    `serve` runs a reader by its model's name with custom resources at a host, on the Ray that is there then, and gives its address."""
     plan = sweep.plan
     space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
     check_root(recipe.run.root, recipe.cluster.address)
@@ -93,7 +93,8 @@ def run_sweep(
         reader, served = recipe.evaluation.reader, None
         # On a cluster only where it has a place: elsewhere it would take the cores of any node, and each trial can read by itself.
         if isinstance(reader, LocalReaderSettings) and (session.private or recipe.cluster.reader_resources):
-            url = stack.enter_context(serve(reader.model, recipe.cluster, session))
+            host = reader_host(recipe.cluster, session)
+            url = stack.enter_context(serve(reader.model, recipe.cluster.reader_resources, host))
             served = ServedReader(reader.model, url, _weights(reader))
         shared = evaluators(recipe.cluster) if mode == "beside" else []  # trials find them by their names
         alongside = f", {len(shared)} evaluators beside them" if shared else ""
