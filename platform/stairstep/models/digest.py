@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
-from transformers import Qwen3VLConfig, Qwen3VLVisionModel
+from transformers import Qwen3VLConfig
 
 from .adapter_files import ADAPTER, canonical, lora_layers
 from .placement import VISION_TOWER
@@ -76,11 +76,9 @@ def _magnitudes(model: PeftModel) -> dict[str, torch.Tensor]:
 def _same_in_float32(name: str) -> bool:
     """Whether a weight held in float32 computes under bfloat16 autocast what it did in bfloat16.
 
-    The vision tower's linear layers, convolution and layer norms do; its position table does not in a transformers that interpolates it in
-    its own dtype; the LLM's norms and embeddings widen the residual stream."""
-    if not name.startswith(f"{VISION_TOWER}."):
-        return False
-    return "pos_embed" not in name or not hasattr(Qwen3VLVisionModel, "fast_pos_embed_interpolate")
+    The vision tower's linear layers, patch embedding, layer norms and position table do; the LLM's norms and embeddings widen the residual
+    stream."""
+    return name.startswith(f"{VISION_TOWER}.")
 
 
 def trained_identity(model: PeftModel, fresh: dict[str, torch.Tensor]) -> dict[str, Any]:
