@@ -12,9 +12,12 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from safetensors import SafetensorError
 
+from stairstep.records.mirror import copy_to_read
+from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import StairstepError
 from stairstep.tasks import Recipe, load_recipe
 
@@ -37,6 +40,12 @@ def parse(made: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse
     """Arguments and the recipe that they name; flags and overrides may stand in any order."""
     options = made.parse_intermixed_args(arguments)
     return options, load_recipe(options.recipe, options.overrides)
+
+
+def readable(text: str) -> Path:
+    """A run, or a folder of runs, for a job that only reads it: the folder itself, or a copy of the one that a URL names."""
+    found = place(text)
+    return copy_to_read(found) if isinstance(found, ObjectFolder) else found
 
 
 def run(main: Callable[[list[str]], int]) -> None:

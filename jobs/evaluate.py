@@ -17,11 +17,20 @@ from pathlib import Path
 from jobs.common import parse, parser, run
 from stairstep.evaluation.table import result_table
 from stairstep.records import logging_setup
+from stairstep.records.places import is_url
 from stairstep.settings import InputError
 from stairstep.tasks import load_recipe
 from stairstep.tasks.evaluate import evaluate
 from stairstep.tasks.mend import mend
+from stairstep.tasks.placing import checkpoint_here
 from stairstep.tasks.resolve import resolve
+
+
+def folder_here(text: str) -> Path:
+    """A run folder that is changed in its place."""
+    if is_url(text):
+        raise InputError("--reread and --regrade change a run in a folder; copy this one from the store first, and back afterwards")
+    return Path(text)
 
 
 def fill_in(folder: Path, overrides: list[str], regrade: bool) -> int:
@@ -43,9 +52,9 @@ def main(arguments: list[str]) -> int:
     made = parser(__doc__ or "")
     which = made.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="the bare base, without any adapter")
-    which.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint or adapter folder")
-    which.add_argument("--regrade", type=Path, metavar="RUN", help="fill in the grades that are missing in a run folder")
-    which.add_argument("--reread", type=Path, metavar="RUN", help="fill in the answers that are missing in a run folder")
+    which.add_argument("--checkpoint", metavar="DIR", help="a checkpoint or adapter folder, or a checkpoint's URL")
+    which.add_argument("--regrade", type=folder_here, metavar="RUN", help="fill in the grades that are missing in a run folder")
+    which.add_argument("--reread", type=folder_here, metavar="RUN", help="fill in the answers that are missing in a run folder")
     made.add_argument("--fresh", action="store_true", help="ask reader and grader anew, whatever the ledger holds")
     if any(one.partition("=")[0] in ("--regrade", "--reread") for one in arguments):
         # A run folder brings its own recipe: then every plain argument is an override.
@@ -56,7 +65,7 @@ def main(arguments: list[str]) -> int:
         return fill_in(options.regrade or options.reread, options.overrides, options.regrade is not None)
     options, recipe = parse(made, arguments)
     logging_setup()
-    measured = evaluate(resolve(recipe), options.base, options.checkpoint, options.fresh)
+    measured = evaluate(resolve(recipe), options.base, options.checkpoint and checkpoint_here(options.checkpoint), options.fresh)
     for result in measured.results:
         timings = result.facts["timings"]
         print(f"\n{result_table(result, f'{result.name}: {measured.what}')}")

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jobs.common import run
+from jobs.common import readable, run
 from stairstep.board import BoardServer, Folders, Live, as_csv, board_text, check_place, content, html_page
 from stairstep.records import write_atomically
+from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import InputError
 
 PICTURES = 48
@@ -24,7 +25,7 @@ PICTURES = 48
 def main(arguments: list[str]) -> int:
     """Write the page, or serve it, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN|SWEEP", help="run folders, or one sweep's folder")
+    parser.add_argument("folders", nargs="+", metavar="RUN|SWEEP", help="run folders, also by URL, or one sweep's folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the page goes; default: report.html in the folder")
     parser.add_argument(
         "--thumbnails", type=int, default=PICTURES, metavar="N", help=f"pictures of tiles in a runs' page, at most; default {PICTURES}"
@@ -42,7 +43,12 @@ def main(arguments: list[str]) -> int:
         )
     if options.port and not options.watch:
         raise InputError("--port is for --watch")
-    folders = Folders(options.folders)
+    remote = [one for one in map(place, options.folders) if isinstance(one, ObjectFolder)]
+    if remote and options.watch:
+        raise InputError("--watch follows folders of this machine; leave it out for a run in an object store, and run it again for news")
+    if remote and len(options.folders) > 1 and not (options.out or options.text):
+        raise InputError("say by --out where the page over runs in an object store goes")
+    folders = Folders([readable(one) for one in options.folders])
     if options.watch:
         return watch(folders, options.thumbnails, options.port)
     out = options.out or (None if options.text else folders.target)
@@ -56,8 +62,12 @@ def main(arguments: list[str]) -> int:
     if options.text:
         print(board_text(board, folders))
     if out:
-        write_atomically(out, html_page(content(board, folders, options.thumbnails)))
-        print(out)
+        page = html_page(content(board, folders, options.thumbnails))
+        if remote and not options.out:
+            remote[0].put(out.name, page)
+        else:
+            write_atomically(out, page)
+        print(remote[0].where(out.name) if remote and not options.out else out)
     return 0
 
 

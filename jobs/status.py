@@ -4,6 +4,7 @@ python -m jobs.status                              all runs and sweeps below run
 python -m jobs.status runs/tinywiki                one run
 python -m jobs.status runs/tinywiki-stairstep      a sweep: a line a trial
 python -m jobs.status runs --watch                 again and again, until Ctrl-C
+python -m jobs.status s3://bucket/runs             a run, or all runs, in an object store
 
 Run folders alone are read, so it works beside a run on any machine that sees them; Ray is not needed.
 """
@@ -13,9 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
-from jobs.common import run
+from jobs.common import readable, run
 from stairstep.sweeps.standing_text import status_lines
 
 EVERY_S = 5.0
@@ -25,11 +25,11 @@ _CLEAR = "\033[2J\033[H"
 def main(arguments: list[str]) -> int:
     """Print once, or until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("path", nargs="?", type=Path, default=Path("runs"), help="a run, a sweep, or a folder of them; default: runs")
+    parser.add_argument("path", nargs="?", default="runs", help="a run, a sweep, or a folder of them; default: runs")
     parser.add_argument("--watch", action="store_true", help=f"again every {EVERY_S:g} seconds, until Ctrl-C")
     options = parser.parse_args(arguments)
     while True:
-        text = "\n".join(status_lines(options.path))
+        text = "\n".join(status_lines(readable(options.path)))
         print(f"{_CLEAR if options.watch and sys.stdout.isatty() else ''}{text}", flush=True)
         if not options.watch:
             return 0

@@ -79,6 +79,7 @@ class S3Server:
         self.parts: dict[str, dict[int, bytes]] = {}
         self.received: list[Asked] = []
         self.guard = threading.Lock()
+        self._left: int | None = None
         self._faults: list[tuple[str, str, Fault, list[int | None]]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"owner": self}))
         self._server.daemon_threads = True
@@ -110,13 +111,23 @@ class S3Server:
         with self.guard:
             self._faults.append((method, ending, fault, [times]))
 
+    def die_after(self, changes: int) -> None:
+        """Refuse everything after so many changes, as if whoever asks for them was killed then."""
+        with self.guard:
+            self._left = changes
+
     def behave(self) -> None:
         """Forget what was to go wrong."""
         with self.guard:
             self._faults.clear()
+            self._left = None
 
     def fault(self, method: str, name: str) -> Fault | None:
         with self.guard:
+            if self._left is not None:
+                self._left -= method in ("PUT", "DELETE", "POST")
+                if self._left < 0:
+                    return status(403, "AccessDenied")
             for kind, ending, fault, left in self._faults:
                 if kind == method and name.endswith(ending) and left[0] != 0:
                     left[0] = left[0] and left[0] - 1

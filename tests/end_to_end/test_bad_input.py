@@ -94,7 +94,11 @@ def test_a_missing_recipe_and_its_neighbour(job: Job, small: Any) -> None:
         ("optim.bach=4", ["override optim.bach=4: unknown key 'optim.bach'; did you mean 'optim.batch'?"]),
         ("optim.batch=[", ["override optim.batch=[: this is not valid YAML"]),
         ("evaluation.sets[0].limit=3", ["a list is given whole"]),
-        ("run.root=s3://bucket/runs", ["run.root: 's3://bucket/runs' is a URL"]),
+        ("run.root=s4://bucket/runs", ["run.root: s4://…: this kind of place is not known; did you mean s3://?"]),
+        (
+            "run.root=s3://ID:hunter2@bucket/runs",
+            ["override run.root=s3://…@bucket/runs: run.root: s3://bucket/runs: this URL holds credentials"],
+        ),
     ],
 )
 def test_a_bad_override(job: Job, small: Any, override: str, expected: list[str]) -> None:

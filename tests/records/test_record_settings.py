@@ -18,7 +18,7 @@ def test_defaults_are_valid():
         (RunSettings, "name: a/b", "plain folder name"),
         (RunSettings, "name: ..", "plain folder name"),
         (RunSettings, "name: ''", "plain folder name"),
-        (RunSettings, "root: s3://bucket/x", "is a URL"),
+        (RunSettings, "root: s4://bucket/x", "did you mean s3"),
         (RunSettings, "root: ''", "expected a folder"),
         (RunSettings, "resume: sometimes", "'auto' or 'never' or 'overwrite'"),
         (RunSettings, "threads: 0", "at least 1"),

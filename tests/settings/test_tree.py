@@ -331,3 +331,11 @@ def test_a_command_line_a_file_and_a_program_say_the_same(value):
     handed = merge(parse_yaml("a: 1\n", "r.yaml"), from_plain({"b": {"x": value}}, "trial 3"))
     write("file.yaml", "a: 1\nb:\n  x: " + json.dumps(value, ensure_ascii=False) + "\n")
     assert plain(typed) == plain(handed) == plain(load_tree("file.yaml")) == {"a": 1, "b": {"x": value}}
+
+
+def test_an_override_is_repeated_without_the_secrets_in_it():
+    tree = apply_overrides(from_plain({}, "r.yaml"), ["a=s3://ID:hunter2@b/c?session_token=hunter2&region=x", "b=http://h:1/v1?k=2"])
+    told = " ".join(str(node.origin) for node in tree.value.values())
+    assert "hunter2" not in told
+    assert "override a=s3://…@b/c?session_token=…&region=x" in told
+    assert "override b=http://h:1/v1?k=2" in told

@@ -19,6 +19,7 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from stairstep.records.places import is_url
 from stairstep.settings import StairstepError
 from stairstep.tasks import Recipe
 from stairstep.tasks.preprocessing import Summary, preprocess
@@ -32,7 +33,8 @@ _GROUP = "ray-subcluster"  # the one label by which Ray Data tells nodes apart
 
 def preprocess_on_ray(recipe: Recipe, stop: Callable[[], bool] = lambda: False) -> Summary:
     """Fill the recipe's tile store with all CPUs of the cluster, or of this machine; Ray is not started where nothing is to be done."""
-    check_root(recipe.run.root, recipe.cluster.address)
+    if not is_url(recipe.run.root):  # the store and its tiles are there for all nodes, and nothing else of the root is shared
+        check_root(recipe.run.root, recipe.cluster.address)
     check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
     with ExitStack() as stack:
 

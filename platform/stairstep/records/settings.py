@@ -8,6 +8,8 @@ from typing import Literal
 
 from stairstep.settings import SettingError, setting
 
+from .places import check_places
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -15,7 +17,9 @@ class RunSettings:
 
     name: str | None = setting(None, doc="Folder of the run below `root`; null: the recipe's file name without its ending.")
     root: str = setting(
-        "runs", doc="Folder in which runs lie. A relative one counts from the working directory, and is refused on a cluster."
+        "runs",
+        doc="Folder or URL (s3://…; for cluster.workers: 0) in which runs lie. A relative one counts from the working directory, and is "
+        "refused on a cluster.",
     )
     seed: int = setting(0, doc="Seed of everything random in the run.", minimum=0)
     threads: int = setting(
@@ -36,11 +40,10 @@ class RunSettings:
     )
 
     def check(self) -> None:
-        """The name is one plain folder name, the root a path of a mounted file system."""
+        """The name is one plain folder name, the root a path or a URL without secrets."""
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", self.name, flags=re.ASCII):
             raise SettingError("name", "expected a plain folder name (letters, digits, '.', '_', '+', '-'; at most 100 characters)")
-        if "://" in self.root:
-            raise SettingError("root", f"'{self.root}' is a URL; expected a folder on a mounted file system")
+        check_places(root=self.root)
         if not self.root.strip():
             raise SettingError("root", "expected a folder, found empty text")
 

@@ -21,6 +21,8 @@ __all__ = ["Node", "Origin", "apply_overrides", "describe", "from_plain", "load_
 
 MAX_LEVELS = 20  # of `extends`
 
+_CREDENTIALS = re.compile(r"([?&][^=&\s]*(?:key|secret|token|password|credential|signature)[^=&\s]*=)[^&\s]*|://[^/@\s]*@", re.IGNORECASE)
+
 
 def merge(below: Node, above: Node) -> Node:
     """`above` over `below`: mappings deeply, everything else replaced; mappings of another `kind` are replaced whole."""
@@ -119,13 +121,18 @@ def apply_overrides(tree: Node, overrides: Iterable[str]) -> Node:
     return tree if laid is None else merge(tree, laid)
 
 
+def _without_secrets(override: str) -> str:
+    """An override as messages may repeat it: the credentials that somebody put into a URL are left out."""
+    return _CREDENTIALS.sub(lambda found: f"{found[1] or '://'}…{'' if found[1] else '@'}", override)
+
+
 def _of_override(override: str) -> Node:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(re.fullmatch(r"[A-Za-z_][\w-]*", part) for part in parts):
         lists = " (a list is given whole: key=[a, b])" if re.search(r"\[|\.\d", key) else ""
         raise RecipeError(f"'{override}': expected an override of the form key.path=value, for example optim.batch=32{lists}")
-    origin = Origin(f"override {override}")
+    origin = Origin(f"override {_without_secrets(override)}")
     if parts == ["extends"]:
         raise RecipeError(f"{origin}: `extends` belongs in a recipe file; write one that extends both")
     node = read_document(text, origin) or Node(None, origin)

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stairstep.records import write_atomically
+from stairstep.records.places import is_url
 from stairstep.settings import InputError, to_plain, to_yaml
 from stairstep.tasks import Recipe, load_recipe
+from stairstep.tasks.placing import no_url
 
 from .folder import StepOfStairs, SweepFolder, SweepPlan
 from .plan import Sketch, TrialMaker, in_numbers, sketch, write_trial
@@ -73,6 +75,8 @@ def sweep_path(asked: Asked, recipe: Recipe) -> Path:
     name = asked.name or re.sub(r"[^\w.+-]", "-", f"{asked.recipe.stem}-{asked.space.stem}", flags=re.ASCII)[:80]
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, flags=re.ASCII):
         raise InputError(f"--name: '{name}': expected a plain folder name (letters, digits, '.', '_', '+', '-'; at most 80 characters)")
+    if is_url(recipe.run.root):
+        raise no_url("a sweep")
     return Path(recipe.run.root) / name
 
 

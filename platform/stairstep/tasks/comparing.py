@@ -16,6 +16,8 @@ from stairstep.evaluation.comparison import Compared, check_same_questions, comp
 from stairstep.evaluation.evaluated import Evaluated, Side, read_evaluated, steps_evaluated
 from stairstep.evaluation.peaks import peak_of_run
 from stairstep.records import RunFolder
+from stairstep.records.mirror import copy_to_read
+from stairstep.records.places import ObjectFolder, is_url, place
 from stairstep.records.resume import differences
 from stairstep.settings import InputError
 
@@ -64,10 +66,12 @@ def compare_named(first: Sequence[Named], second: Sequence[Named], set_name: str
 
 
 def _named(text: str) -> Named:
-    parts = re.fullmatch(r"(.+?)(?::(\d+))?", text)
+    bare, _, options = text.partition("?") if is_url(text) else (text, "", "")
+    parts = re.fullmatch(r"(.+?)(?::(\d+))?", bare)
     if parts is None:
         raise InputError(f"'{text}': expected RUN or RUN:STEP, such as runs/tinywiki:50")
-    folder = Path(parts[1])
+    there = place(f"{parts[1]}?{options}" if options else parts[1])
+    folder = copy_to_read(there) if isinstance(there, ObjectFolder) else there
     if not folder.is_dir():
         raise InputError(
             f"{folder}: there is no such folder; expected a run folder, such as runs/tinywiki, or runs/tinywiki:50 for its step 50"

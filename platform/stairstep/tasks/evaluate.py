@@ -11,12 +11,13 @@ from stairstep.evaluation.question_set import RetrievalResult, open_store, write
 from stairstep.models.computing import compute_with
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone
+from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import InputError, RecipeError
 
 from .loading import load_measured_rows, tile_reader
 from .packed import open_archives
+from .placing import local_root, put_results
 from .recipe import Recipe
-from .resolve import run_folder_path
 from .retrieval import RetrievalTask
 from .run import device_of
 from .tile_check import QUARANTINE, check_tiles
@@ -31,7 +32,7 @@ class Measured:
 
     what: str
     results: list[RetrievalResult]
-    folder: Path
+    folder: Path | ObjectFolder
 
 
 def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None, fresh: bool = False) -> Measured:
@@ -46,16 +47,20 @@ def evaluate(recipe: Recipe, base: bool = False, checkpoint: Path | None = None,
     encoder = load_encoder(replace(recipe.model, start=start), device_of(recipe), trainable=False)
     folder = _results_folder(recipe, what)
     rows = check_tiles(rows, recipe, reader, folder / QUARANTINE, Alone())
-    task = RetrievalTask(recipe, encoder, rows, reader, Alone(), open_store(recipe.evaluation, Path(recipe.run.root)), fresh)
+    task = RetrievalTask(recipe, encoder, rows, reader, Alone(), open_store(recipe.evaluation, recipe.run.root), fresh)
     results = task.evaluate_sets()
-    for place, result in enumerate(results):
-        write_result(folder, step, result, primary=place == 0 and bool(rows.question_sets))
-    return Measured(what, results, folder)
+    for number, result in enumerate(results):
+        write_result(folder, step, result, primary=number == 0 and bool(rows.question_sets))
+    root = place(recipe.run.root)
+    if not isinstance(root, ObjectFolder):
+        return Measured(what, results, folder)
+    put_results(folder, root / folder.parent.name / folder.name)
+    return Measured(what, results, root / folder.parent.name / folder.name)
 
 
 def _results_folder(recipe: Recipe, what: str) -> Path:
     """Where results go, made before anything is computed for them."""
-    folder = run_folder_path(recipe).parent / "evaluations" / f"{recipe.run.name}-{what}"
+    folder = local_root(recipe) / "evaluations" / f"{recipe.run.name}-{what}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
@@ -75,7 +80,7 @@ def _subject(recipe: Recipe, base: bool, checkpoint: Path | None) -> tuple[str, 
         return re.sub(r"[^\w.-]+", "-", recipe.model.start).strip("-")[-_LONGEST_NAME:], recipe.model.start, 0
     if not checkpoint.is_dir():
         raise InputError(f"{checkpoint}: there is no such checkpoint folder; expected one like runs/<name>/checkpoint-50")
-    place = checkpoint.resolve()
-    named = _CHECKPOINT.fullmatch(place.name)
-    of_this_run = place.parent == run_folder_path(recipe).resolve()
-    return place.name if of_this_run else f"{place.parent.name}-{place.name}", str(checkpoint), int(named[1]) if named else 0
+    there = checkpoint.resolve()
+    named = _CHECKPOINT.fullmatch(there.name)
+    of_this_run = there.parent == (local_root(recipe) / str(recipe.run.name)).resolve()
+    return there.name if of_this_run else f"{there.parent.name}-{there.name}", str(checkpoint), int(named[1]) if named else 0

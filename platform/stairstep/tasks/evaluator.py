@@ -53,7 +53,7 @@ class Evaluator:
             archives = open_archives(recipe)
             rows, reader = load_measured_rows(recipe, archives), tile_reader(recipe, archives)
             rows = without({Path(one.tile) for one in read_quarantine(folder.path / QUARANTINE)}, rows)  # as the run found them
-            store = open_store(recipe.evaluation, Path(recipe.run.root))
+            store = open_store(recipe.evaluation, recipe.run.root)
             self._run = recipe, RetrievalTask(recipe, self._encoder(recipe), rows, reader, Alone(), store)
         return self._run[1]
 

@@ -34,6 +34,7 @@ from stairstep.tiles import Archives, TileIds, TileReader, tile_key
 from stairstep.tiles.shelf import open_store_at
 
 from .packed import open_archives
+from .placing import local_root
 from .recipe import Recipe
 from .resolve import data_base
 
@@ -137,7 +138,7 @@ def tile_reader(recipe: Recipe, archives: Archives | None = None, stored: bool =
     if store is not None:
         _LOG.info("Tile store: %d tiles in %s", len(store), store.folder / store.key)
     pinned = recipe.cluster.device != "cpu" and torch.cuda.is_available()
-    return TileReader(recipe.tiles, allowed, TileIds(Path(recipe.run.root) / "tile-ids.jsonl"), packed, store, pinned)
+    return TileReader(recipe.tiles, allowed, TileIds(local_root(recipe) / "tile-ids.jsonl"), packed, store, pinned)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,7 @@ def mend(folder: Path, recipe: Recipe, what: Sequence[Missing]) -> list[Mended]:
     if not found:
         raise InputError(f"{folder}: there is no evaluation here; expected eval_step<step>.jsonl, as a run folder has them")
     compute_with(recipe.run.threads)
-    root = Path(recipe.run.root)
-    answering = Answering(recipe.evaluation, tile_reader(recipe), recipe.tiles, device_of(recipe), root, again=True)
+    answering = Answering(recipe.evaluation, tile_reader(recipe), recipe.tiles, device_of(recipe), recipe.run.root, again=True)
     claim = RunFolder(folder).claim()
     try:
         return [one for path in found if (one := _mend(path, answering, recipe, what)) is not None]

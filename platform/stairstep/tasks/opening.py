@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stairstep.records import RunFolder
+from stairstep.records.places import ObjectFolder
 from stairstep.settings import InputError, RecipeError, build, from_plain, to_plain
 from stairstep.training import Outcome
 
@@ -22,6 +23,7 @@ class Finished:
 
     outcome: Outcome
     folder: Path
+    place: Path | ObjectFolder | None = None  # where it lies for everybody, if `folder` is a copy of it
 
 
 def open_run(folder: RunFolder, recipe: Recipe) -> int:
@@ -60,4 +62,4 @@ def outcome_line(finished: Finished) -> str:
     outcome = finished.outcome
     best = f"; best on the selection split: step {outcome.best_step} ({outcome.best_score:.3f})" if outcome.best_step is not None else ""
     further = "; the same command goes on from there" if outcome.reason == "stopped" else ""
-    return f"{outcome.reason} at step {outcome.step}{best}{further}; {finished.folder}"
+    return f"{outcome.reason} at step {outcome.step}{best}{further}; {finished.place or finished.folder}"

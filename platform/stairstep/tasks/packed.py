@@ -16,6 +16,7 @@ from stairstep.data import Roots, resolve_inside, roots_of
 from stairstep.settings import DataError
 from stairstep.tiles import Archives, index_archives, kept_index
 
+from .placing import local_root
 from .recipe import Recipe
 from .resolve import data_base
 
@@ -39,7 +40,7 @@ def open_archives(recipe: Recipe, alive: Callable[[], None] = lambda: None) -> A
 
 def index_folder(recipe: Recipe) -> Path:
     """Where the recipe's indices of archives are kept."""
-    return Path(recipe.run.root) / INDICES
+    return local_root(recipe) / INDICES
 
 
 def not_indexed(recipe: Recipe) -> list[Path]:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from stairstep.evaluation.graders import ChatGraderSettings
-from stairstep.records.places import place
+from stairstep.records.places import is_url, place
 from stairstep.settings import RecipeError
 from stairstep.tiny.tinywiki import ensure_world
 
+from .placing import local_root, no_url, run_place
 from .recipe import Recipe
 
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it where it starts a submitted job
@@ -62,7 +63,7 @@ def resolve(recipe: Recipe) -> Recipe:
 
 def _check_root(recipe: Recipe) -> None:
     """In a Ray job the working folder is a copy that is thrown away, and every folder below it, whether the job uses Ray or not."""
-    if _IN_JOB in os.environ and not os.path.isabs(recipe.run.root):
+    if _IN_JOB in os.environ and not (os.path.isabs(recipe.run.root) or is_url(recipe.run.root)):
         raise RecipeError(
             f"run.root: '{recipe.run.root}' is relative, but this is a Ray job, whose working folder is thrown away at its end; give the "
             "absolute path of a folder that every node sees"
@@ -72,7 +73,7 @@ def _check_root(recipe: Recipe) -> None:
 def world_folder(recipe: Recipe) -> Path:
     """Where generated worlds lie: beside the runs, shared by all of them, unless the recipe says otherwise."""
     named = recipe.data.world.folder if recipe.data.world is not None else None
-    return Path(named) if named is not None else Path(recipe.run.root) / "worlds"
+    return Path(named) if named is not None else local_root(recipe) / "worlds"
 
 
 def data_base(recipe: Recipe) -> Path:
@@ -82,8 +83,10 @@ def data_base(recipe: Recipe) -> Path:
 
 def run_folder_path(recipe: Recipe) -> Path:
     """The folder of the recipe's run."""
-    assert recipe.run.name is not None, "load_recipe gives every run a name"
-    return Path(recipe.run.root) / recipe.run.name
+    found = run_place(recipe)
+    if not isinstance(found, Path):
+        raise no_url("this")
+    return found
 
 
 def _variable(name: str, key: str) -> str:

@@ -102,7 +102,7 @@ class RetrievalTask:
         self.recipe, self.encoder, self.rows, self.reader, self.store = recipe, encoder, rows, reader, store
         self.collective: Collective = collective or Alone()
         self.objective = build_objective(recipe.objective).to(encoder.device)
-        self.answering = Answering(recipe.evaluation, reader, recipe.tiles, encoder.device, Path(recipe.run.root), fresh)
+        self.answering = Answering(recipe.evaluation, reader, recipe.tiles, encoder.device, recipe.run.root, fresh)
         self.phases = PhasePlan(recipe.phases, recipe.optim.steps)
         self.results: list[RetrievalResult] = []
         self._forward, backward = forward_and_backward(encoder.model)

@@ -32,8 +32,8 @@ from .beside import Beside
 from .loading import load_rows, tile_reader
 from .opening import Finished, open_run
 from .packed import open_archives
+from .placing import open_placed, run_place
 from .recipe import Recipe, RetrievalTaskSettings
-from .resolve import run_folder_path
 from .retrieval import RetrievalTask
 from .tile_check import QUARANTINE, check_tiles
 
@@ -229,8 +229,7 @@ def train(
     workers = collective or Alone()
     compute_with(recipe.run.threads)
     first = workers.rank == 0
-    path = run_folder_path(recipe)
-    folder = RunFolder.create(path) if first else RunFolder(path)
+    folder = open_placed(recipe, first)
     claim = folder.claim() if first else None
     try:
         if first:
@@ -250,7 +249,7 @@ def train(
                 _restore(trainer, task, checkpoints[-1].path)
                 _LOG.info("going on from %s", checkpoints[-1].path)
             outcome = _run(recipe, folder, journal, trainer, task, console and first)
-        return Finished(outcome, path)
+        return Finished(outcome, folder.path, run_place(recipe))
     finally:
         if claim is not None:
             claim.release()
@@ -328,7 +327,7 @@ def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
     begun = bool(folder.checkpoints())
     rows = check_tiles(rows, recipe, reader, folder.path / QUARANTINE, collective, begun, alive=folder.heartbeat)
-    store = open_store(recipe.evaluation, Path(recipe.run.root)) if collective.rank == 0 else None
+    store = open_store(recipe.evaluation, recipe.run.root) if collective.rank == 0 else None
     return RetrievalTask(recipe, encoder, rows, reader, collective, store)
 
 

@@ -23,6 +23,7 @@ from stairstep.tiles import TileIds, TileReader
 from stairstep.tiles.identity import Stamp
 
 from .loading import RetrievalRows, tiles_of
+from .placing import local_root
 from .recipe import Recipe
 
 QUARANTINE = "quarantine.jsonl"
@@ -71,7 +72,7 @@ def check_tiles(
 
 def good_tiles(recipe: Recipe) -> TileIds:
     """The tiles that were found good under the run root, under the limit on an image's pixels that they were found good under."""
-    return TileIds(Path(recipe.run.root) / f"tiles-good-{recipe.tiles.max_image_pixels}.jsonl")
+    return TileIds(local_root(recipe) / f"tiles-good-{recipe.tiles.max_image_pixels}.jsonl")
 
 
 def find_bad_tiles(tiles: Mapping[Path, str], reader: TileReader, good: TileIds, alive: Callable[[], None] = lambda: None) -> list[BadTile]:

@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 
 from stairstep.objectives.graphs import machine_memory
+from stairstep.records.places import ObjectFolder, place
+from stairstep.settings import StairstepError
 
+from ..placing import local_root
 from ..recipe import Recipe
 from .estimate import disk_estimate, memory_estimate
 from .findings import Answer, NotLooked, bad, good, left
@@ -157,13 +160,19 @@ def memory(patient: Patient) -> Answer:
 def disk(patient: Patient) -> Answer:
     """That the run root can be written, and has room for what the run leaves there."""
     recipe = patient.recipe
-    root = Path(os.path.abspath(recipe.run.root))
-    place = _standing(root)
-    if not place.is_dir():
-        return bad(f"run.root: {place} is no folder", "choose another run.root")
-    if not os.access(place, os.W_OK | os.X_OK):
-        return bad(f"run.root: {place} cannot be written", "change its permissions, or choose another run.root")
-    free = shutil.disk_usage(place).free
+    remote = place(recipe.run.root)
+    if isinstance(remote, ObjectFolder):
+        try:
+            remote.folders()
+        except StairstepError as error:
+            return bad(f"run.root: {error}", "or choose another run.root")
+    root = Path(os.path.abspath(local_root(recipe)))
+    standing = _standing(root)
+    if not standing.is_dir():
+        return bad(f"run.root: {standing} is no folder", "choose another run.root")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        return bad(f"run.root: {standing} cannot be written", "change its permissions, or choose another run.root")
+    free = shutil.disk_usage(standing).free
     if not patient.retrieval:
         return good(f"{root}: {size(free)} free")
     try:

@@ -1,0 +1,372 @@
+"""A run folder in an object store: worked on in a copy on this machine, which is brought from the store and put there in a safe order.
+
+The store is the one truth. Who claims a run makes the copy equal to it, and whatever the run leaves is put there: at every checkpoint and
+change of state all that is new, every few seconds the status and the metrics. An object that others rely upon is put after what it relies
+upon: the recipe first, the metrics before the checkpoint that counts their lines, a summary after its rows, a checkpoint's files before its
+marker COMPLETE, the status last; what is deleted loses its marker first. So a run that is killed between any two requests goes on from the
+last checkpoint whose marker is there, to the same bits, and the remains of another one are passed over and removed.
+
+A store that cannot be reached stops no run: what it lacks is put with the next checkpoint, and at the end at the latest, or told.
+The object `.lock` names who works on the run. Arrow cannot create an object on a condition, so of two that start at the same moment both
+may; each looks whether the lock is still its own whenever it puts something, and the one that has lost it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from stairstep.settings import InputError, StairstepError
+
+from .cache import copy_folder
+from .claim import Claim
+from .files import COMPLETE, host_name, locked, parse_temporary, process_is_alive, write_atomically
+from .places import ObjectFolder, Stored
+from .run_folder import Opening, RunFolder
+from .status import ACTIVE, LOST_S, State
+
+_LOG = logging.getLogger(__name__)
+PUSH_S = 10.0
+WATCH_S = 4 * PUSH_S
+LOCK = ".lock"
+_STOP = "stop"
+_STATUS = "status.json"
+_AT_THE_END = ("tensorboard", "wandb")  # files that grow, for people
+_CHECKPOINT = re.compile(r"(checkpoint-\d+)/.+")
+_AT_ONCE = 8
+
+Signature = tuple[int, int]
+
+
+class TakenOverError(InputError):
+    """Somebody else works on this run now."""
+
+
+class Mirror:
+    """The copy of one run folder, and what of it the store has."""
+
+    def __init__(self, remote: ObjectFolder, local: Path) -> None:
+        self.remote, self.local = remote, local
+        self._token = secrets.token_hex(8)
+        self._known: dict[str, Signature | None] = {}  # objects by name, as the file was that they were made from; None: not from here
+        self._beaten = float("-inf")
+        self._pushing = threading.Lock()
+        self._failing = False
+
+    # --- whose it is
+
+    def take(self, watch_s: float = WATCH_S) -> None:
+        """Make the run ours, or refuse while somebody else is at work on it."""
+        holder = self._holder()
+        here = holder.get("host") == host_name()
+        if holder and not (here and not process_is_alive(int(holder.get("pid", 0)))):
+            self._watch(f"process {holder.get('pid')} on {holder.get('host')}", watch_s)
+        self.remote.put(LOCK, json.dumps({"host": host_name(), "pid": os.getpid(), "token": self._token}))
+        self._check_ours()
+
+    def _holder(self) -> dict[str, Any]:
+        return _mapping(self.remote.get(LOCK))
+
+    def _watch(self, who: str, watch_s: float) -> None:
+        first = self._heartbeat()
+        if first is None or abs(time.time() - first) > LOST_S:
+            return
+        _LOG.info("%s was at work on %s a moment ago; watching its heartbeat for up to %.0f s", who, self.remote, watch_s)
+        end = time.monotonic() + watch_s
+        while time.monotonic() < end:
+            time.sleep(min(2.0, max(0.01, watch_s / 10)))
+            now = self._heartbeat()
+            if now is None:
+                return
+            if now != first:
+                raise InputError(f"{self.remote}: {who} is at work on this run; wait for it or stop it, or choose another run.name")
+        _LOG.warning("%s: %s has gone silent; taking over", self.remote, who)
+
+    def _heartbeat(self) -> float | None:
+        """When the run that the store has last said that it is at work, or None if it does not say so."""
+        status = _mapping(self.remote.get(_STATUS))
+        return float(status.get("heartbeat", 0.0)) if status.get("state") in ACTIVE else None
+
+    def _check_ours(self) -> None:
+        holder = self._holder()
+        if holder.get("token") != self._token:
+            now = f"process {holder['pid']} on {holder['host']} works on it now" if holder.get("host") else "its lock was removed"
+            raise TakenOverError(f"{self.remote}: this run was taken over ({now}); this process ends and puts nothing there any more")
+
+    def release(self) -> None:
+        """Put what is left and let another process have the run."""
+        self.put_all(last=True)
+        self.remote.remove([LOCK])
+
+    # --- from the store
+
+    def pull(self) -> None:
+        """Make the copy what the store has: everything but torn checkpoints, which the next push removes."""
+        listed = {name: stored for name, stored in self.remote.files().items() if _is_plain(name)}
+        torn = self._torn(listed)
+        for path in self.local.iterdir():
+            if path.name != LOCK:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        whole = [name for name in listed if _folder_of(name) not in torn]
+        fetch(self.remote, whole, self.local)
+        here = self._here(last=True)
+        self._known = {name: here.get(name) for name in listed}
+        for one in sorted(torn):
+            why = "no marker, or a file is missing or cut"
+            _LOG.warning("%s: this checkpoint is not complete (%s); it is not used", self.remote.where(one), why)
+
+    def _torn(self, listed: Mapping[str, Stored]) -> set[str]:
+        torn = set()
+        for folder in {one for name in listed if (one := _folder_of(name))}:
+            marker = f"{folder}/{COMPLETE}"
+            sizes = _mapping(self.remote.get(marker)).get("files") if marker in listed else None
+            if not isinstance(sizes, dict) or any(
+                (stored := listed.get(f"{folder}/{name}")) is None or stored.size != size for name, size in sizes.items()
+            ):
+                torn.add(folder)
+        return torn
+
+    # --- to the store
+
+    def push(self) -> None:
+        """Put what the store lacks; a store that cannot be reached is told and asked again with the next push."""
+        try:
+            self.put_all()
+        except TakenOverError:
+            raise
+        except (StairstepError, OSError) as error:
+            if not self._failing:
+                _LOG.warning("%s; the run goes on in %s, and what the store lacks is put later", error, self.local)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def beat(self) -> None:
+        """Push now and then, and see whether a stop is asked for; cheap enough for every step."""
+        if time.monotonic() - self._beaten < PUSH_S or not self._pushing.acquire(blocking=False):
+            return
+        self._pushing.release()
+        self._beaten = time.monotonic()
+        self.push()
+
+    def put_all(self, last: bool = False) -> None:
+        """Put what the store lacks and delete what the copy lacks, in this order, or raise; `last`: also what grows and is for people."""
+        with self._pushing:
+            self._check_ours()
+            if _STOP not in self._known and self.remote.exists(_STOP):
+                (self.local / _STOP).touch()
+                self._known[_STOP] = self._here(last).get(_STOP)
+            here = self._here(last)
+            gone = [name for name in self._known if name not in here and (last or not name.startswith(_AT_THE_END))]
+            changed = [name for name, signature in here.items() if self._known.get(name) != signature]
+            if "recipe.yaml" in changed:  # a run begins: nothing of another one may seem to be of it
+                self._remove(gone)
+                gone = []
+            for name in sorted(set(changed) - {_STATUS}, key=lambda one: (_turn(one), one)):
+                self._put(name, here[name])
+            self._remove(gone)
+            if _STATUS in changed:
+                self._put(_STATUS, here[_STATUS])
+
+    def _put(self, name: str, signature: Signature) -> None:
+        folder = _folder_of(name)
+        marker = f"{folder}/{COMPLETE}"
+        if folder and name != marker and marker in self._known:  # it is replaced by another one
+            self._remove([marker])
+        try:
+            self.remote.put_file(name, self.local / name)
+        except FileNotFoundError:
+            return  # it has gone since
+        self._known[name] = signature
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in sorted(names, key=lambda one: (one != _STATUS, not one.endswith(COMPLETE), one)):
+            self.remote.remove([name])
+            self._known.pop(name, None)
+
+    def _here(self, last: bool) -> dict[str, Signature]:
+        """What is in the copy, less what is being written just now."""
+        found = {}
+        for path in self.local.rglob("*"):
+            parts = path.relative_to(self.local).parts
+            name = "/".join(parts)
+            if name == LOCK or any(map(parse_temporary, parts)) or (parts[0] in _AT_THE_END and not last):
+                continue
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            if not path.is_dir():
+                found[name] = (stat.st_size, stat.st_mtime_ns)
+        return found
+
+
+class MirroredClaim(Claim):
+    """The right to write the copy and the store."""
+
+    def __init__(self, folder: Path, mirror: Mirror, watch_s: float) -> None:
+        super().__init__(folder)
+        self._mirror = mirror
+        try:
+            mirror.take(watch_s)
+            mirror.pull()
+        except BaseException:
+            super().release()
+            raise
+
+    def release(self) -> None:
+        """Put what is left, and let another process have the run; a failure is raised, unless something else has failed already."""
+        if not self.held:
+            return
+        failed_before = sys.exc_info()[1] is not None
+        try:
+            self._mirror.release()
+        except StairstepError as error:
+            told = f"{error}. The store lacks what the run has left since its last push; the same command goes on from what is there"
+            if not failed_before:
+                raise type(error)(told) from error
+            _LOG.error("%s", told)
+        finally:
+            super().release()
+
+
+class MirroredRunFolder(RunFolder):
+    """A run folder whose truth lies in an object store."""
+
+    def __init__(self, path: str | Path, remote: ObjectFolder) -> None:
+        super().__init__(path)
+        self.remote = remote
+        self.mirror = Mirror(remote, self.path)
+
+    def claim(self, watch_s: float = WATCH_S) -> Claim:
+        """The right to write here and there; the copy is then what the store has."""
+        self._claim = MirroredClaim(self.path, self.mirror, watch_s)
+        return self._claim
+
+    def open_for(
+        self,
+        recipe: Mapping[str, Any],
+        resume: Literal["auto", "never", "overwrite"],
+        completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda plain: plain,
+    ) -> Opening:
+        """Begin a run as in any folder; the store knows of it when this returns."""
+        opening = super().open_for(recipe, resume, completed)
+        if opening.state != "finished":
+            self.mirror.put_all()
+        return opening
+
+    def set_status(self, state: State, step: int | None = None, of: int | None = None, message: str = "") -> None:
+        """Write a state at once, and put what is new."""
+        super().set_status(state, step, of, message)
+        self.mirror.push()
+
+    def heartbeat(self, step: int | None = None, state: State | None = None) -> None:
+        """Say that the run lives."""
+        super().heartbeat(step, state)
+        self.mirror.beat()
+
+    @contextmanager
+    def new_checkpoint(self, step: int) -> Iterator[Path]:
+        """A folder to write a checkpoint to; it is put when it is whole."""
+        with super().new_checkpoint(step) as place:
+            yield place
+        self.mirror.push()
+
+
+def fetch(remote: ObjectFolder, names: Iterable[str], folder: Path) -> None:
+    """Copy objects to a folder, markers of complete folders last."""
+    wanted = sorted(names)
+
+    def one(name: str) -> None:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remote.get_file(name, target)
+
+    with ThreadPoolExecutor(_AT_ONCE, "fetch") as pool:
+        list(pool.map(one, (name for name in wanted if not name.endswith(f"/{COMPLETE}"))))
+        list(pool.map(one, (name for name in wanted if name.endswith(f"/{COMPLETE}"))))
+
+
+def copy_to_read(remote: ObjectFolder) -> Path:
+    """A copy of a run or an evaluation, or of the runs directly in a folder, for whoever reads them: all but checkpoints and trackers'
+    files, and only what has changed since the last copy."""
+    folder = copy_folder("read", remote) / remote.name
+    folder.mkdir(exist_ok=True)
+    with locked(folder.parent / LOCK):
+        if remote.exists("recipe.yaml") or any(name.endswith(".summary.json") for name in remote.files(deep=False)):
+            _bring(remote, folder)
+            return folder
+        runs = [name for name in remote.folders() if (remote / name).exists("recipe.yaml")]
+        if not runs:
+            expected = "expected the URL of a run (it has a recipe.yaml) or of a folder of them; sweeps do not lie in object stores"
+            raise InputError(f"{remote}: no run is here; {expected}")
+        for path in folder.iterdir():
+            if path.name not in runs:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in runs:
+            (folder / name).mkdir(exist_ok=True)
+            _bring(remote / name, folder / name)
+    return folder
+
+
+def _bring(remote: ObjectFolder, folder: Path) -> None:
+    listed = {
+        name: stored
+        for name, stored in remote.files().items()
+        if _is_plain(name) and not _folder_of(name) and name.split("/")[0] not in _AT_THE_END
+    }
+    for path in [one for one in folder.rglob("*") if one.is_file() and one.relative_to(folder).as_posix() not in listed]:
+        path.unlink()
+    here = {name: folder / name for name in listed if (folder / name).is_file()}
+    had = {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in here.items()}
+    changed = [name for name, stored in listed.items() if had.get(name) != (stored.size, stored.time_ns)]
+    for name in sorted(changed, key=lambda one: (_turn(one), one)):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data = remote.get(name)  # of one moment: what grows or is replaced meanwhile is read whole
+        if data is not None:
+            write_atomically(target, data, durable=False)
+            os.utime(target, ns=(listed[name].time_ns, listed[name].time_ns))
+
+
+def _turn(name: str) -> int:
+    """When an object is put: what it relies upon comes before it."""
+    if name == "recipe.yaml":
+        return 0
+    if name == _STATUS:
+        return 5
+    if _folder_of(name):
+        return 4 if name.endswith(f"/{COMPLETE}") else 3
+    return 2 if name.endswith(".summary.json") else 1
+
+
+def _folder_of(name: str) -> str:
+    """The checkpoint that an object belongs to; empty for any other."""
+    found = _CHECKPOINT.fullmatch(name)
+    return found[1] if found else ""
+
+
+def _is_plain(name: str) -> bool:
+    """Whether an object's name is one of a file in a run folder; others are let alone."""
+    parts = name.split("/")
+    return name != LOCK and all(part not in ("", ".", "..") and parse_temporary(part) is None for part in parts)
+
+
+def _mapping(data: bytes | None) -> dict[str, Any]:
+    try:
+        plain = json.loads(data or b"{}")
+    except ValueError:
+        return {}
+    return plain if isinstance(plain, dict) else {}

@@ -1,0 +1,73 @@
+"""Where a run lies, and where it is worked on when its root is a URL: in a copy on this machine, which the store mirrors.
+
+Ledger, embeddings and tile store below such a root lie in the store itself. For a root that is a folder all of this is that folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from stairstep.records import RunFolder
+from stairstep.records.cache import copy_folder
+from stairstep.records.mirror import LOCK, MirroredRunFolder, fetch
+from stairstep.records.places import ObjectFolder, below, place
+from stairstep.settings import InputError, RecipeError
+
+from .recipe import Recipe
+
+_LOG = logging.getLogger(__name__)
+
+
+def local_root(recipe: Recipe) -> Path:
+    """The run root, or where this machine keeps what belongs to one in an object store: copies of its runs, indices, generated worlds."""
+    root = place(recipe.run.root)
+    return copy_folder("runs", root) if isinstance(root, ObjectFolder) else root
+
+
+def run_place(recipe: Recipe) -> Path | ObjectFolder:
+    """Where the recipe's run lies."""
+    assert recipe.run.name is not None, "load_recipe gives every run a name"
+    return below(recipe.run.root, recipe.run.name)
+
+
+def open_placed(recipe: Recipe, first: bool) -> RunFolder:
+    """The folder of the recipe's run as this worker works on it; the first one makes it."""
+    remote = run_place(recipe)
+    if not isinstance(remote, ObjectFolder):
+        return RunFolder.create(remote) if first else RunFolder(remote)
+    if recipe.cluster.workers:
+        raise no_url("a run of several workers")
+    path = local_root(recipe) / remote.name
+    RunFolder.create(path)
+    _LOG.info("%s is worked on in %s", remote, path)
+    return MirroredRunFolder(path, remote)
+
+
+def no_url(what: str) -> RecipeError:
+    """That something cannot have its root in an object store."""
+    return RecipeError(
+        f"run.root: it is a URL, and {what} needs a folder that every node sees; name one, or train by jobs.train with cluster.workers=0. "
+        "Ledger, embeddings and tile store may be URLs everywhere"
+    )
+
+
+def checkpoint_here(text: str | Path) -> Path:
+    """A checkpoint's folder on this machine: the folder itself, or a copy of the one in an object store."""
+    remote = place(text)
+    if not isinstance(remote, ObjectFolder):
+        return remote
+    if not remote.exists("COMPLETE"):
+        raise InputError(
+            f"{remote}: there is no complete checkpoint here (no object COMPLETE); expected one like s3://…/<name>/checkpoint-50"
+        )
+    folder = copy_folder("checkpoints", remote) / remote.path.split("/")[-2] / remote.name
+    fetch(remote, remote.files(), folder)
+    return folder
+
+
+def put_results(folder: Path, remote: ObjectFolder) -> None:
+    """Put an evaluation's rows, and its summaries after them."""
+    names = sorted(one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file() and one.name != LOCK)
+    for name in sorted(names, key=lambda one: (one.endswith(".summary.json"), one)):
+        remote.put_file(name, folder / name)

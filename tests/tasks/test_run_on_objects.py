@@ -1,0 +1,118 @@
+"""A run whose root is a URL: killed and gone on with on another machine to the same bits, and read by its URL."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kill_resume import differences
+
+from stairstep.records import RunFolder, read_json
+from stairstep.records.mirror import copy_to_read
+from stairstep.records.places import place
+from stairstep.settings import RecipeError, StairstepError, to_yaml
+from stairstep.tasks.comparing import compare_named, named
+from stairstep.tasks.evaluate import evaluate
+from stairstep.tasks.loading import tile_reader
+from stairstep.tasks.opening import outcome_line
+from stairstep.tasks.placing import checkpoint_here
+from stairstep.tasks.preprocessing import preprocess
+from stairstep.tasks.resolve import resolve, run_folder_path
+from stairstep.tasks.run import train
+
+SHORT = ("optim.steps=4", "optim.batch=4", "checkpoints.every=1", "checkpoints.keep=1", "evaluation.every=2", "evaluation.loss_every=2")
+KILLED = """
+    import os, sys
+    from stairstep.tasks import load_recipe
+    from stairstep.tasks.run import train
+
+    def reported(step, values):
+        if step == 3 and "checkpoint" in values:
+            os._exit(9)
+
+    train(load_recipe(sys.argv[1]), reported=reported, console=False)
+"""
+
+
+def on(recipe: Any, root: str) -> Any:
+    return replace(recipe, run=replace(recipe.run, root=root))
+
+
+def on_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(folder))
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_on_another_machine_to_the_same_bits(recipe, object_root, tmp_path, monkeypatch):
+    local = recipe(*SHORT, "run.name=r")
+    whole = train(local, console=False)
+    assert whole.outcome.step == 4
+
+    remote = on(local, object_root)
+    (tmp_path / "r.yaml").write_text(to_yaml(remote))
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "r.yaml")]
+    environment = {**os.environ, "STAIRSTEP_CACHE": str(tmp_path / "one"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert killed.returncode == 9, killed.stderr[-3000:]
+
+    on_machine(monkeypatch, tmp_path / "two")
+    again = train(remote, console=False)
+    assert again.outcome.step == 4
+    assert "s3://stairs/root/r?endpoint" in outcome_line(again)
+    folder = RunFolder.open(again.folder)
+    assert read_json(folder.path / "environment.json")["from_step"] == 3
+    assert folder.recipe()["run"]["root"] == object_root, "the store keeps the recipe as it was asked for"
+    assert [row["step"] for row in folder.metrics.rows() if "train/loss" in row] == [1, 2, 3, 4]
+    assert differences(whole.folder, again.folder) == []
+    with pytest.raises(StairstepError, match="this run is finished"):
+        train(remote, console=False)
+
+    on_machine(monkeypatch, tmp_path / "three")
+    store = place(object_root) / "r"
+    assert {"ledger", "embeddings", "r"} >= set(place(object_root).folders()) >= {"embeddings", "r"}
+    copy = copy_to_read(store)
+    assert copy.joinpath("eval_step4.jsonl").read_bytes() == Path(whole.folder, "eval_step4.jsonl").read_bytes()
+    step = checkpoint_here(f"{object_root.replace('/root', '/root/r/checkpoint-4')}")
+    assert (
+        step.joinpath("adapter_model.safetensors").read_bytes()
+        == Path(whole.folder, "checkpoint-4", "adapter_model.safetensors").read_bytes()
+    )
+    with pytest.raises(StairstepError, match="no complete checkpoint"):
+        checkpoint_here(f"{object_root.replace('/root', '/root/r/checkpoint-9')}")
+
+
+@pytest.mark.timeout(900)
+def test_tiles_and_an_evaluation_below_a_url(recipe, object_root, tmp_path, monkeypatch):
+    local = recipe("run.name=r", "evaluation.reader=null")
+    on_machine(monkeypatch, tmp_path / "one")
+    remote, root = on(local, object_root), place(object_root)
+    filled = preprocess(remote)
+    assert filled.made == filled.tiles > 0
+    assert "tiles" in root.folders()
+    on_machine(monkeypatch, tmp_path / "two")
+    reader = tile_reader(remote)
+    assert reader.store is not None
+    assert len(reader.store) == filled.tiles
+
+    measured = evaluate(remote, base=True)
+    assert str(measured.folder).startswith("s3://stairs/root/evaluations/r-base?")
+    here = evaluate(local, base=True)
+    assert (root / "evaluations/r-base").get("eval_step0.jsonl") == Path(here.folder, "eval_step0.jsonl").read_bytes()
+    assert compare_named(named(f"{measured.folder}"), named(str(here.folder)), None)[1] is None
+    assert named(str(measured.folder).replace("r-base?", "r-base:0?"))[0].step == 0
+
+
+def test_what_cannot_lie_in_an_object_store_is_refused(recipe, monkeypatch, tmp_path):
+    on_machine(monkeypatch, tmp_path)
+    remote = on(recipe(), "s3://bucket/runs")
+    assert resolve(remote).run.root == "s3://bucket/runs"
+    with pytest.raises(RecipeError, match=r"cluster\.workers=0"):
+        train(replace(remote, cluster=replace(remote.cluster, workers=2)))
+    with pytest.raises(RecipeError, match=r"cluster\.workers=0"):
+        run_folder_path(remote)
