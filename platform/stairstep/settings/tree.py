@@ -131,7 +131,9 @@ def _of_override(override: str) -> Node:
     parts = key.strip().split(".")
     if not equals or not all(re.fullmatch(r"[A-Za-z_][\w-]*", part) for part in parts):
         lists = " (a list is given whole: key=[a, b])" if re.search(r"\[|\.\d", key) else ""
-        raise RecipeError(f"'{override}': expected an override of the form key.path=value, for example optim.batch=32{lists}")
+        raise RecipeError(
+            f"'{_without_secrets(override)}': expected an override of the form key.path=value, for example optim.batch=32{lists}"
+        )
     origin = Origin(f"override {_without_secrets(override)}")
     if parts == ["extends"]:
         raise RecipeError(f"{origin}: `extends` belongs in a recipe file; write one that extends both")
