@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ def object_root(request: pytest.FixtureRequest, aws: None) -> Iterator[str]:
     server.start()
     try:
         address = "http://{}:{}".format(*server.get_host_and_port())
+        urllib.request.urlopen(f"{address}/moto-api/reset", data=b"").close()  # what it keeps is the process's, and not the server's
         boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="stairs")
         yield f"s3://stairs/root?endpoint_override={address}&region=us-east-1"
     finally:
