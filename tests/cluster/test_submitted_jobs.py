@@ -187,7 +187,7 @@ def test_the_demo_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("demo"), *shlex.split(SMALL))
     assert done.returncode == 0, done.stdout
     assert "tiny-reader answers at http://127.0.0.1:" in done.stdout
-    assert "hit@1" in done.stdout and "everything lies in" in done.stdout, "the final table is in the job's log"
+    assert "R@1" in done.stdout and "everything lies in" in done.stdout, "the final table is in the job's log"
 
 
 def log_of_stopped(cluster: Cluster, name: str, line: str, *more: str, when: Callable[[], object]) -> str:
