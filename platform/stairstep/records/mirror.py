@@ -250,6 +250,11 @@ class MirroredRunFolder(RunFolder):
         self.remote = remote
         self.mirror = Mirror(remote, self.path)
 
+    @property
+    def where(self) -> str:
+        """Its URL."""
+        return str(self.remote)
+
     def claim(self, watch_s: float = WATCH_S) -> Claim:
         """The right to write here and there; the copy is then what the store has."""
         self._claim = MirroredClaim(self.path, self.mirror, watch_s)
@@ -262,7 +267,10 @@ class MirroredRunFolder(RunFolder):
         completed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda plain: plain,
     ) -> Opening:
         """Begin a run as in any folder; the store knows of it when this returns."""
-        opening = super().open_for(recipe, resume, completed)
+        try:
+            opening = super().open_for(recipe, resume, completed)
+        except InputError as error:  # what is wrong is wrong in the store, and not in the copy of it
+            raise InputError(str(error).replace(str(self.path), self.where)) from error
         if opening.state != "finished":
             self.mirror.put_all()
         return opening

@@ -89,6 +89,11 @@ class RunFolder:
             raise InputError(f"{path}: this is not a run folder (it has no recipe.yaml); expected the folder of a run, such as runs/<name>")
         return folder
 
+    @property
+    def where(self) -> str:
+        """What it is called in messages."""
+        return str(self.path)
+
     def holds_run(self) -> bool:
         """Whether a run was begun here."""
         return (self.path / "recipe.yaml").is_file()

@@ -34,7 +34,7 @@ def open_run(folder: RunFolder, recipe: Recipe) -> int:
     opening = folder.open_for(to_plain(recipe), resume, _completed)
     if opening.state == "finished":
         raise InputError(
-            f"{folder.path}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
+            f"{folder.where}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
             "to delete it and start anew"
         )
     (folder.path / "stop").unlink(missing_ok=True)
