@@ -320,7 +320,7 @@ def lose_a_worker(
         return found if len(found) == 2 and read_json(folder / "status.json")["pid"] in [one.pid for one in found] else []
 
     found = tools.wait(lambda: running.done() or at_work(), f"step {step}", patience_s=1200)
-    assert found is not True, running
+    assert found is not True, running.exception()
     first = read_json(folder / "status.json")["pid"]
     tools.kill(next(one for one in found if (one.pid == first) == (which == 0)))
     print(f"{folder.name}: killed worker {which} at step {tools.last_step(folder)}", flush=True)
