@@ -66,7 +66,7 @@ def s3(aws: None) -> Iterator[S3Server]:
 def object_root(request: pytest.FixtureRequest, aws: None) -> Iterator[str]:
     """The URL of an empty prefix in a store: on the tests' own server, or under `make test-s3` on moto's."""
     if os.environ.get("S3_TEST_SERVER") != "moto":
-        yield request.getfixturevalue("s3").url("stairs/root")
+        yield request.getfixturevalue("s3").url("stairs/base")
         return
     import boto3
     from moto.server import ThreadedMotoServer
@@ -77,6 +77,6 @@ def object_root(request: pytest.FixtureRequest, aws: None) -> Iterator[str]:
         address = "http://{}:{}".format(*server.get_host_and_port())
         urllib.request.urlopen(f"{address}/moto-api/reset", data=b"").close()  # what it keeps is the process's, and not the server's
         boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="stairs")
-        yield f"s3://stairs/root?endpoint_override={address}&region=us-east-1"
+        yield f"s3://stairs/base?endpoint_override={address}&region=us-east-1"
     finally:
         server.stop()

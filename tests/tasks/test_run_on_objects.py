@@ -64,13 +64,13 @@ def test_a_killed_run_goes_on_on_another_machine_to_the_same_bits(recipe, object
     on_machine(monkeypatch, tmp_path / "two")
     again = train(remote, console=False)
     assert again.outcome.step == 4
-    assert "s3://stairs/root/r?endpoint" in outcome_line(again)
+    assert "s3://stairs/base/r?endpoint" in outcome_line(again)
     folder = RunFolder.open(again.folder)
     assert read_json(folder.path / "environment.json")["from_step"] == 3
     assert folder.recipe()["run"]["root"] == object_root, "the store keeps the recipe as it was asked for"
     assert [row["step"] for row in folder.metrics.rows() if "train/loss" in row] == [1, 2, 3, 4]
     assert differences(whole.folder, again.folder) == []
-    with pytest.raises(StairstepError, match=r"^s3://stairs/root/r\?.*this run is finished"):
+    with pytest.raises(StairstepError, match=r"^s3://stairs/base/r\?.*this run is finished"):
         train(remote, console=False)
 
     on_machine(monkeypatch, tmp_path / "three")
@@ -78,13 +78,13 @@ def test_a_killed_run_goes_on_on_another_machine_to_the_same_bits(recipe, object
     assert {"ledger", "embeddings", "r"} >= set(place(object_root).folders()) >= {"embeddings", "r"}
     copy = copy_to_read(store)
     assert copy.joinpath("eval_step4.jsonl").read_bytes() == Path(whole.folder, "eval_step4.jsonl").read_bytes()
-    step = checkpoint_here(f"{object_root.replace('/root', '/root/r/checkpoint-4')}")
+    step = checkpoint_here(f"{object_root.replace('/base', '/base/r/checkpoint-4')}")
     assert (
         step.joinpath("adapter_model.safetensors").read_bytes()
         == Path(whole.folder, "checkpoint-4", "adapter_model.safetensors").read_bytes()
     )
     with pytest.raises(StairstepError, match="no complete checkpoint"):
-        checkpoint_here(f"{object_root.replace('/root', '/root/r/checkpoint-9')}")
+        checkpoint_here(f"{object_root.replace('/base', '/base/r/checkpoint-9')}")
 
 
 @pytest.mark.timeout(900)
@@ -101,7 +101,7 @@ def test_tiles_and_an_evaluation_below_a_url(recipe, object_root, tmp_path, monk
     assert len(reader.store) == filled.tiles
 
     measured = evaluate(remote, base=True)
-    assert str(measured.folder).startswith("s3://stairs/root/evaluations/r-base?")
+    assert str(measured.folder).startswith("s3://stairs/base/evaluations/r-base?")
     here = evaluate(local, base=True)
     assert (root / "evaluations/r-base").get("eval_step0.jsonl") == Path(here.folder, "eval_step0.jsonl").read_bytes()
     assert compare_named(named(f"{measured.folder}"), named(str(here.folder)), None)[1] is None
