@@ -166,10 +166,15 @@ def test_what_ray_says_of_lost_workers() -> None:
     final = both.final(3)
     assert isinstance(final, TrainingError)
     assert "no restart is left (cluster.max_failures)" in str(final)
-    alone = loss_of(WorkerGroupError("text", {0: failed}))
-    assert alone.what == "worker 0 failed (RuntimeError: Connection closed by peer)"
+    survivor = loss_of(WorkerGroupError("text", {0: failed}))  # who died is not seen yet
+    assert survivor.what == "worker 0 lost another worker (RuntimeError: Connection closed by peer)"
+    assert not survivor.cause, "two kills in a row say this twice, and are no defect"
+    assert isinstance(survivor.final(2), TrainingError)
+    defect = WorkerFailed("Traceback (most recent call last):\n  ...\nRuntimeError: shapes do not match\n")
+    alone = loss_of(WorkerGroupError("text", {0: defect}))
+    assert alone.what == alone.cause.join(("worker 0 failed (", ")")) == "worker 0 failed (RuntimeError: shapes do not match)"
     assert isinstance(alone.final(2), WorkerDefect)
-    assert str(failed) in str(alone.final(2))
+    assert str(defect) in str(alone.final(2))
     assert not alone.preempted
 
 

@@ -12,12 +12,14 @@ from stairstep.settings import TrainingError
 
 from .work import WorkerDefect, WorkerFailed
 
+# What gloo and NCCL say where the other side of a connection has died, sometimes before Ray has seen it die.
+_PEER_GONE = re.compile(r"(?i)(closed|reset) by peer|connection (refused|reset|closed)|pair closure|remote process exited|broken pipe")
 _DETAIL = re.compile(r"Worker exit detail: (.+?\.)(?:\s|$)")
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A group that ended early: what happened in one line; cause and traceback, where a worker's code raised and no process died."""
+    """A group that ended early: what happened in one line; cause and traceback, where a worker's code raised and nobody had died."""
 
     what: str
     cause: str = ""
@@ -44,6 +46,8 @@ def loss_of(error: TrainingFailedError | RayActorError) -> Loss:
         return Loss(f"worker {died[0]} was lost ({_reason(failures[died[0]])})", preempted=preempted)
     if failures:
         rank, cause = next(iter(failures.items()))
+        if _PEER_GONE.search(_last_line(cause)):  # a death as the survivor saw it: it may well be told twice in the same words
+            return Loss(f"worker {rank} lost another worker ({_last_line(cause)})", preempted=preempted)
         return Loss(f"worker {rank} failed ({_last_line(cause)})", _last_line(cause), str(cause), preempted)
     return Loss(f"the workers were lost ({_reason(error)})", preempted=preempted)
 
