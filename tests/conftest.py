@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # s3_server.py
+sys.path.append(str(Path(__file__).parent / "servers"))  # s3_server.py; of tests/ itself `vllm` would pass for the library
 
 if TYPE_CHECKING:
     from s3_server import S3Server

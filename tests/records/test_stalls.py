@@ -20,7 +20,8 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def where_the_test_blocks(path: Path) -> None:
-    until(path.exists)
+    with StallWatch(path, 0.1):
+        until(path.exists)
 
 
 def test_a_silent_process_writes_the_stacks_of_all_its_threads(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -32,7 +33,7 @@ def test_a_silent_process_writes_the_stacks_of_all_its_threads(tmp_path: Path, c
     other = threading.Thread(target=a_thread_that_waits)
     other.start()
     path = stall_path(tmp_path)
-    with caplog.at_level("WARNING", "stairstep"), StallWatch(path, 0.1):
+    with caplog.at_level("WARNING", "stairstep"):
         where_the_test_blocks(path)
         until(lambda: bool(caplog.messages))
     over.set()

@@ -23,7 +23,7 @@ from stairstep.models.inputs import Inputs, load_tokenizer
 from stairstep.models.load import _adopt_specials
 from stairstep.models.placement import place
 from stairstep.models.sources import shipped_bases
-from stairstep.settings import DataError, InputError, build, from_plain
+from stairstep.settings import DataError, InputError, MissingDataError, build, from_plain
 from stairstep.tasks import Recipe
 from stairstep.tasks.doctor import Check, Finding, Patient, PreflightError, examine, good, machine, preflight, services, table
 from stairstep.tasks.doctor.estimate import disk_estimate, graph_bytes, memory_estimate, trained_count
@@ -493,7 +493,7 @@ def test_the_quick_part_of_a_sound_recipe_writes_nothing(recipe: MakeRecipe) -> 
 def test_one_mistake_is_the_error_that_training_would_meet(recipe: MakeRecipe) -> None:
     with pytest.raises(DataError, match=r"nowhere\.jsonl: there is no such data file") as error:
         preflight(recipe("data.train=[{path: nowhere.jsonl}]"))
-    assert type(error.value) is DataError
+    assert type(error.value) is MissingDataError
 
 
 def test_several_are_told_together(recipe: MakeRecipe) -> None:
