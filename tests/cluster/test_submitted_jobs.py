@@ -22,7 +22,7 @@ from stairstep.records import RunFolder, read_json
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 PATIENCE_S = 1500.0
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(2400)]  # a Ray of its own, a driver with workers for each job: minutes on two cores
+pytestmark = pytest.mark.timeout(2400)
 SMALL = (
     "data.world.articles=8 data.world.questions=8 data.world.pairs=40 data.world.text_pairs=8 optim.batch=4 optim.steps=2 "
     "optim.schedule.warmup_steps=0 phases.text_warmup_steps=0 evaluation.every=2 evaluation.loss_every=0 cluster.start_timeout_s=400"
@@ -139,6 +139,7 @@ def line_of(verb: str) -> str:
     return line
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("verb", ["preprocess", "train", "sweep"])
 def test_a_relative_root_is_refused(cluster: Cluster, verb: str):
     done = cluster.call(BIN / "ray", *shlex.split(line_of(verb).replace("/shared/runs", "runs"))[1:], *shlex.split(UNREAD))
@@ -153,6 +154,7 @@ def test_preprocess_as_printed(cluster: Cluster):
     assert list((cluster.runs / "tiles").rglob("shard-*.arrow"))
 
 
+@pytest.mark.soak
 def test_train_as_printed_and_its_log(cluster: Cluster):
     done = cluster.submit(line_of("train"), *shlex.split(UNREAD), "cluster.resources.train=1")
     assert done.returncode == 0, done.stdout
@@ -163,6 +165,7 @@ def test_train_as_printed_and_its_log(cluster: Cluster):
         assert said in done.stdout, done.stdout
 
 
+@pytest.mark.soak
 def test_a_sweep_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("sweep"), *shlex.split(UNREAD), "--seeds", "0")
     assert done.returncode == 0, done.stdout
@@ -171,6 +174,7 @@ def test_a_sweep_as_printed(cluster: Cluster):
     assert {read_json(one)["state"] for one in (sweep.parent / "trials").glob("*.json")} == {"finished"}
 
 
+@pytest.mark.soak
 def test_report_as_printed(cluster: Cluster):
     """Over the sweep of the test before."""
     assert list(cluster.runs.glob("*/sweep.json")), "the sweep has to run first"
@@ -183,6 +187,7 @@ def test_report_as_printed(cluster: Cluster):
     assert "<html" in page.read_text(encoding="utf-8")[:200]
 
 
+@pytest.mark.soak
 def test_the_demo_as_printed(cluster: Cluster):
     done = cluster.submit(line_of("demo"), *shlex.split(SMALL))
     assert done.returncode == 0, done.stdout
@@ -206,6 +211,7 @@ def log_of_stopped(cluster: Cluster, name: str, line: str, *more: str, when: Cal
     return cluster.call(BIN / "ray", "job", "logs", name).stdout
 
 
+@pytest.mark.soak
 def test_a_stopped_training_ends_with_a_checkpoint_and_goes_on(cluster: Cluster, tools: SimpleNamespace):
     small = [*shlex.split(UNREAD), "run.name=stopped", "evaluation.every=100000", "checkpoints.every=100000"]
     folder = RunFolder(cluster.runs / "stopped")
