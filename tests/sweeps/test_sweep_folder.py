@@ -13,6 +13,7 @@ from stairstep.evaluation.readers import RemoteReaderSettings
 from stairstep.settings import DataError, InputError
 from stairstep.sweeps import ALL, StepOfStairs, SweepFolder, SweepPlan, TrialRecord, shown_point
 from stairstep.sweeps.beginning import find
+from stairstep.sweeps.plan import Planned, in_sweep, write_trial
 from stairstep.sweeps.scores import best_score, scores
 from stairstep.sweeps.serving import ServedReader, asked_where_served
 from stairstep.sweeps.spent import Limits, Spent, spent
@@ -61,6 +62,21 @@ def test_plan_and_trials_come_back_as_they_were_written(sweep: SweepFolder):
     sweep.write_trial(changed)
     assert sweep.trial("b-seed0") == changed
     assert sweep.trials()[1] == changed
+
+
+def test_a_trial_shares_what_is_kept_from_whatever_folder_it_runs_in(sweep: SweepFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Tune gives every trial a folder of its own to stand in; answers were once kept there, each trial's by itself."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    recipe = load_recipe(RECIPE, ["run.root=runs", "tiles.store=kept"])
+    write_trial(sweep, Planned(sweep.trial("a-seed0"), recipe))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    trial = in_sweep(load_recipe(sweep.recipe_path("a-seed0")), sweep.path, "a-seed0")
+    assert trial.evaluation.ledger_folder == str(tmp_path / "home" / "runs" / "ledger")
+    assert trial.evaluation.cache_folder == str(tmp_path / "home" / "runs" / "embeddings")
+    assert trial.tiles.store == str(tmp_path / "home" / "kept")
+    assert trial.run.root == str(sweep.path / "runs")
 
 
 def test_a_sweep_that_never_began_is_taken_over_and_nothing_else_is(sweep: SweepFolder, tmp_path: Path):

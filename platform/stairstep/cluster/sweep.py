@@ -301,8 +301,9 @@ def _quiet_tune() -> Iterator[None]:
     """Tune writes no files of its own beside the sweep's and no table on the screen; what a person has set in the environment stays."""
     wanted = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }  # the newer output frames every experiment, asked or not
+        "RAY_AIR_NEW_OUTPUT": "0",  # the newer output frames every experiment, asked or not
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths in a recipe mean the same everywhere
+    }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     level = logging.getLogger("ray.tune").level

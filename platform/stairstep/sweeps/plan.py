@@ -130,20 +130,19 @@ def as_override(value: Value) -> str:
 
 
 def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
-    """A trial's recipe at its place below the sweep; answers, embeddings and tiles are shared with all runs of the recipe's own root."""
-    root = Path(os.path.abspath(recipe.run.root))
+    """A trial's recipe at its place below the sweep; answers, embeddings and tiles are shared with all runs of the recipe's own root.
+
+    Its paths are those that `write_trial` wrote: a trial's process may stand in any folder."""
+    root = Path(recipe.run.root)
     evaluation = replace(
         recipe.evaluation,
         ledger_folder=str(below(root, recipe.evaluation.ledger_folder or "ledger")),
         cache_folder=str(below(root, recipe.evaluation.cache_folder or "embeddings")),
     )
-    stored = recipe.tiles.store
-    store = stored if stored is None or is_url(stored) else os.path.abspath(stored)
     return replace(
         recipe,
         run=replace(recipe.run, root=os.path.abspath(sweep / "runs"), name=trial, resume="auto"),
         evaluation=evaluation,
-        tiles=replace(recipe.tiles, store=store),
         cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers)),
     )
 
@@ -151,7 +150,10 @@ def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
 def write_trial(sweep: SweepFolder, planned: Planned) -> None:
     """Keep a trial: its recipe as a file that runs alone too, under a name of its own, and then its record."""
     path = sweep.recipe_path(planned.record.name)
-    alone = replace(planned.recipe, run=replace(planned.recipe.run, name=f"{sweep.path.name}-{planned.record.name}"[:100]))
+    recipe, stored = planned.recipe, planned.recipe.tiles.store
+    run = replace(recipe.run, name=f"{sweep.path.name}-{planned.record.name}"[:100], root=os.path.abspath(recipe.run.root))
+    tiles = recipe.tiles if stored is None or is_url(stored) else replace(recipe.tiles, store=os.path.abspath(stored))
+    alone = replace(recipe, run=run, tiles=tiles)
     write_atomically(path, f"# Trial {planned.record.name}, written by stairstep.\n{to_yaml(alone)}")
     sweep.write_trial(planned.record)
 
