@@ -24,7 +24,15 @@ from stairstep.tasks.run import train
 
 KINDS: dict[str, dict[str, Any]] = {
     "glyphs": {"kind": "glyphs", "held_out": 8},
-    "reading": {"kind": "reading", "held_out": 4, "tiles": [1, 3], "unknown": [0.3], "transcription": [0.5]},
+    "reading": {
+        "kind": "reading",
+        "held_out": 4,
+        "tiles": [1, 3],
+        "unknown": [0.3],
+        "transcription": [0.5],
+        "comparison": 0.5,
+        "same_fact": 0.5,
+    },
     "matching": {"kind": "matching", "held_out": 4, "text": [0.4]},
 }
 
@@ -125,8 +133,8 @@ def test_the_quick_way_on_a_cpu_is_the_same_training_in_fewer_digits(base: Path,
     assert losses[0] != losses[1], "the second did compute in bfloat16"
     assert [value for _, value in losses[1]] == pytest.approx([value for _, value in losses[0]], rel=0.02)
     task = pretraining_task(recipe("reading", base, tmp_path, "model.dtype=bfloat16"), torch.device("cpu"))
-    layers = [*task.model.model.language_model.layers, *(block.mlp for block in task.model.model.visual.blocks)]
-    assert all(one._compiled_call_impl is not None for one in layers)
+    assert all("forward" in vars(one) for one in task.model.model.language_model.layers)
+    assert all(block.mlp._compiled_call_impl is not None for block in task.model.model.visual.blocks)
 
 
 def test_a_tower_that_is_not_trained_stays_as_it_was(base: Path, tmp_path: Path) -> None:
@@ -137,6 +145,16 @@ def test_a_tower_that_is_not_trained_stays_as_it_was(base: Path, tmp_path: Path)
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert any("language_model" in name for name in moved)
         assert any("visual" in name for name in moved) == trained
+
+
+def test_a_reader_can_learn_to_compare_titles_with_questions(base: Path, tmp_path: Path) -> None:
+    more = ("optim.steps=40", "optim.batch=24", "evaluation.every=40", "checkpoints.every=40", "task.transcription=[0]", "task.tiles=[1]")
+    folder = run(recipe("reading", base, tmp_path, *more, "task.look=one", "optim.schedule.shape=constant"))
+    rows = MetricLog(folder / "metrics.jsonl").rows()
+    losses = [value for _, value in series(rows, "train/comparison_loss")]
+    assert len(losses) == 40
+    assert sum(losses[-8:]) / 8 < 0.9 * losses[0]
+    assert any(name.startswith("task.safetensors:comparison") for name in weights(folder, 40))
 
 
 def test_the_batch_is_a_function_of_seed_and_step(base: Path, tmp_path: Path) -> None:

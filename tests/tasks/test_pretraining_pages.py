@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from stairstep.tasks.pretraining.comparing import ASKED, NAMED, OTHER, UNNAMED, comparison
 from stairstep.tasks.pretraining.exam import PARTS, open_exam
 from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
 from stairstep.tasks.pretraining.matching import matches
@@ -15,9 +16,12 @@ from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, 
 from stairstep.tasks.pretraining.reading import value_labels
 from stairstep.tasks.pretraining.samples import BLANK, drill, questions, transcriptions
 from stairstep.tasks.pretraining.settings import ReadingTaskSettings
+from stairstep.tiny.articles import Article, Fact, Title
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
+from stairstep.tiny.kinds import KINDS
 from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
 from stairstep.tiny.phrases import TRANSCRIBE, UNKNOWN
+from stairstep.tiny.render import Line, TilePage
 from stairstep.tiny.words import respelled, world_name
 
 
@@ -153,6 +157,61 @@ def test_every_value_is_labelled_where_it_stands_with_its_own_fact():
             assert list(cells) == list(range(cells[0], cells[-1] + 1)), "a value lies under neighbouring tokens"
     blank = value_labels(practice.pages[0].drawing(), [])
     assert not blank.any()
+
+
+def test_a_page_is_compared_with_the_question_letter_by_letter():
+    practice = questions(random.Random(9), "world", 300, 1, 0.6, same_fact=0.5)
+    seen = dict.fromkeys((NAMED, UNNAMED, ASKED), 0)
+    for one in practice.samples:
+        (tile,) = one.tiles
+        if tile == BLANK:
+            continue
+        page, shown, (asked, fact) = practice.pages[tile], practice.articles[tile], one.about
+        found = comparison(page.drawing(), shown, asked, fact).reshape(4, 6)
+        titles = sum(row.role == "title" for row in page.rows)
+        assert set(found[:titles].ravel()) <= {OTHER, NAMED, UNNAMED}
+        assert set(found[titles:].ravel()) <= {OTHER, ASKED}
+        assert (UNNAMED in found) == (shown.title.text != asked.title.text), (shown.title.text, asked.title.text)
+        assert (ASKED in found) == any(other.kind == fact.kind for other in practice.facts[tile])
+        assert (one.answer != UNKNOWN) == (UNNAMED not in found and ASKED in found), "the labels say whether there is an answer"
+        for label in seen:
+            seen[label] += label in found
+    assert min(seen.values()) > 30
+
+
+def test_only_the_letters_that_differ_are_told():
+    page = TilePage((Line("Torva (poet)", role="title"), Line("Born in 1900.")), WORLD_LAYOUTS[0], WORLD_FONTS[0], 20)
+    person = next(kind for kind in KINDS if kind.title == "{name} ({word})")
+    fact = Fact(person.facts[0], "1900", 0)
+
+    def under(name: str, word: str) -> list[int]:
+        article = Article("one", "one", Title(person, "Torva", "poet", "lyricist"), (fact,), (page,))
+        asked = Article("two", "two", Title(person, name, word, ""), (fact,), (page,))
+        cells = comparison(page.drawing(), article, asked, fact)
+        return [int(cell) for cell in cells[:6] if cell != OTHER]
+
+    assert set(under("Torva", "poet")) == {NAMED}
+    assert under("Torva", "pilot")[0] == NAMED
+    assert under("Torva", "pilot")[-1] == UNNAMED
+    assert under("Dorva", "poet")[0] == UNNAMED
+    assert under("Dorva", "poet")[-1] == NAMED
+    assert UNNAMED in under("Torv", "poet"), "a letter too many"
+    assert UNNAMED in under("Torvam", "poet"), "a letter too few"
+
+
+def test_the_same_fact_of_others_is_shown_as_often_as_asked_for():
+    def share(same_fact: float) -> float:
+        practice = questions(random.Random(10), "world", 300, 1, 1.0, same_fact=same_fact)
+        return (
+            sum(
+                any(other.kind == one.about[1].kind for tile in one.tiles if tile != BLANK for other in practice.facts[tile])
+                for one in practice.samples
+            )
+            / 300
+        )
+
+    assert share(0.0) < 0.45
+    assert share(0.9) > 0.8
 
 
 def test_transcriptions_are_the_pages_lines():

@@ -45,7 +45,9 @@ def compile_layers(model: Any) -> bool:
     config = torch._dynamo.config
     config.cache_size_limit = max(config.cache_size_limit, _SHAPES)
     for layer in model.model.language_model.layers:
-        layer.compile(dynamic=False)  # few shapes, and loops of a known length are half as long again in time where they are not known
+        # Few shapes, and loops of a known length are half as long again in time where they are not known. The forward pass and not the
+        # call, so that hooks stay outside.
+        layer.forward = torch.compile(layer.forward, dynamic=False)
     for block in model.model.visual.blocks:
         block.mlp.compile(dynamic=True)  # any number of pages
     return True

@@ -1,7 +1,8 @@
 """The reading task: transcription and questions, through the very prompts that a reader is later sent.
 
 A reader that spells well still takes the wrong value from a page. A second loss on the vision tower tells it directly: of which fact is
-the value under each visual token? Its linear head is thrown away, like that of the glyph stage.
+the value under each visual token? Its linear head is thrown away, like that of the glyph stage. A third one on the language model has it
+compare the page with the question (comparing.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from stairstep.training import EvaluationReport, StepReport
 
 from .ahead import Batch
 from .base import Pretraining, report_of
+from .comparing import CELLS, LABELS, OTHER, OTHER_WEIGHT, comparison, states_before_the_last_layer
 from .exam import reading_scores
 from .glyphs import CELL
 from .pages import as_tensor
@@ -48,19 +50,25 @@ class ReadingTask(Pretraining):
         self.prompts = Prompts(self.tokenizer, self.model.config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.model.init_seed)
-            self.head = nn.Linear(self.model.config.vision_config.out_hidden_size, len(_FACTS) + 1).to(device)
+            self.heads = nn.ModuleDict()
+            if self.settings.values:
+                self.heads["value"] = nn.Linear(self.model.config.vision_config.out_hidden_size, len(_FACTS) + 1)
+            if self.settings.comparison:
+                width = self.model.config.text_config.hidden_size
+                self.heads["comparison"] = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, LABELS))
+            self.heads.to(device)
 
     def groups(self) -> dict[str, list[tuple[str, Parameter]]]:
-        """All parameters with the head of values, or those of the language model alone."""
+        """All parameters with the heads, or those of the language model alone with its head."""
         every = super().groups()
+        heads = [(f"heads.{name}", one) for name, one in self.heads.named_parameters()]
         if not self.settings.train_tower:
-            return {"llm": every["llm"]}
-        head = [(f"head.{name}", one) for name, one in self.head.named_parameters()] if self.settings.values else []
-        return {**every, "merger": [*every["merger"], *head]}
+            return {"llm": [*every["llm"], *heads]}
+        return {**every, "merger": [*every["merger"], *heads]}
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """The head, where it is trained."""
-        return {name: one.data for name, one in self.head.named_parameters()} if self.settings.values else {}
+        """The heads that are trained."""
+        return {name: one.data for name, one in self.heads.named_parameters()}
 
     def make_batch(self, step: int) -> Batch:
         """Pages, prompts with their answers, and the tokens to be predicted."""
@@ -71,15 +79,22 @@ class ReadingTask(Pretraining):
         batch, waited = self.take(step)
         with self.computing():
             seen = seen_pages(self.model, batch, self.device, self.settings.train_tower)
-            loss, exact = answer_loss(self.model, batch, seen)
+            with states_before_the_last_layer(self.model) as states:
+                loss, exact = answer_loss(self.model, batch, seen)
             metrics = {"exact": exact, "tiles": float(batch["tiles"].shape[1])}
+            whole = loss
             if self.settings.values:
-                told = self.head(seen.merged.flatten(0, 1))
+                told = self.heads["value"](seen.merged.flatten(0, 1))
                 of_values = nn.functional.cross_entropy(told, batch["values"].flatten().long())
                 metrics["values_loss"] = float(of_values.detach())
-                (loss + self.settings.values * of_values).backward()
-            else:
-                loss.backward()
+                whole = whole + self.settings.values * of_values
+            if self.settings.comparison and "compared" in batch:
+                places = batch["ids"] == self.prompts.image_token
+                told = self.heads["comparison"](states[0][places].float())
+                of_titles, metrics["compared"] = _comparison_loss(told, batch["compared"].flatten().long())
+                metrics["comparison_loss"] = float(of_titles.detach())
+                whole = whole + self.settings.comparison * of_titles
+            whole.backward()
         return StepReport(float(loss.detach()), metrics, waited_s=waited)
 
     def evaluate(self, step: int) -> EvaluationReport:
@@ -90,8 +105,18 @@ class ReadingTask(Pretraining):
         return report_of({name: one.value for name, one in scores.items()})
 
 
+def _comparison_loss(told: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """The loss, and the share of the tokens with a label of their own that are told right."""
+    weights = torch.ones(LABELS, device=told.device)
+    weights[OTHER] = OTHER_WEIGHT
+    own = labels != OTHER
+    right = (told.detach().argmax(-1) == labels)[own].float().mean()
+    return nn.functional.cross_entropy(told, labels, weights), float(right)
+
+
 def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
-    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`."""
+    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`, and
+    `compared` holds each tile's labels under its question where all samples are questions about facts."""
     samples = practice.samples
     drawings = [page.drawing() for page in practice.pages]
     pixels = as_tensor([one.pixels for one in drawings])
@@ -114,7 +139,9 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
         targets += [*answer, end]
         owners += [index] * (len(answer) + 1)
     tiles = torch.tensor([one.tiles for one in samples])
+    compared = {"compared": _compared(drawings, practice)} if all(one.about for one in samples) else {}
     return {
+        **compared,
         "pixels": pixels,
         "values": torch.from_numpy(np.stack([*values, np.zeros_like(values[0])])),
         "tiles": torch.where(tiles == BLANK, len(pixels) - 1, tiles),
@@ -124,6 +151,17 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
         "targets": torch.tensor(targets),
         "owners": torch.tensor(owners),
     }
+
+
+def _compared(drawings: Sequence[Drawing], practice: Drill) -> Tensor:
+    """The labels of each sample's tiles, [samples, tiles, cells]."""
+    found = np.full((len(practice.samples), len(practice.samples[0].tiles), CELLS), OTHER, dtype=np.uint8)
+    for row, sample in enumerate(practice.samples):
+        for place, tile in enumerate(sample.tiles):
+            shown = practice.articles[tile] if tile != BLANK else None
+            if shown is not None and sample.about is not None:
+                found[row, place] = comparison(drawings[tile], shown, *sample.about)
+    return torch.from_numpy(found)
 
 
 def value_labels(drawing: Drawing, facts: Sequence[Fact]) -> np.ndarray:

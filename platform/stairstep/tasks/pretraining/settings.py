@@ -42,6 +42,18 @@ class ReadingTaskSettings:
         doc="Weight of a second loss, through a head that is thrown away: of which fact the value is that lies under each visual token.",
         minimum=0,
     )
+    comparison: float = setting(
+        0.0,
+        doc="Weight of a second loss on the language model, through a head that is thrown away: does the question name this title, and is "
+        "this the value asked for, at each visual token.",
+        minimum=0,
+    )
+    same_fact: float = setting(
+        0.0,
+        doc="Share of the wrong tiles that show the same kind of fact of another article; the others are near or any tiles.",
+        minimum=0,
+        maximum=1,
+    )
     tiles: tuple[int, ...] = setting((1, 1, 3, 3), doc="Most tiles of a question over equal parts of the run.", minimum=1, maximum=3)
     unknown: tuple[float, ...] = setting(
         (0.0, 0.2, 0.25, 0.25),
