@@ -1,12 +1,14 @@
 """What a reader has to compare before it answers: is the tile about the thing that the question names, and where is the value asked for?
 
 Learned from answers alone this comes last or never: a model that takes the right kind of value from any page is right most of the time.
-So the language model is told directly, at each visual token, through a head that is thrown away. It reads the states before the last
-layer, since the last one is where the answer looks.
+So the language model is told directly, through heads that are thrown away: which qualifier the question names, at its last letter and two
+layers before the end; and at each visual token, one layer later, whether the title there is the one that is named and the value the one
+that is asked for. The last layer is where the answer looks. Two words are compared once both are known as such.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from stairstep.tiny.articles import Article, Fact, Title
+from stairstep.tiny.kinds import KINDS
 from stairstep.tiny.render import HEIGHT, WIDTH, Drawing
 
 from .glyphs import CELL
@@ -22,7 +25,8 @@ OTHER, NAMED, UNNAMED, ASKED = range(
     4
 )  # nothing of these, the title as the question has it, a title that differs, the kind of value asked for
 LABELS = 4
-OTHER_WEIGHT = 0.2  # most tokens are of this label
+WEIGHTS = (0.2, 1.0, 2.0, 1.0)  # most tokens are nothing of these, and of titles more agree than differ
+QUALIFIERS = {word: index for index, word in enumerate(dict.fromkeys(word for kind in KINDS for word, _ in kind.qualifiers))}
 _COLUMNS = WIDTH // CELL
 CELLS = HEIGHT // CELL * _COLUMNS
 
@@ -59,14 +63,24 @@ def _differing(shown: Title, asked: Title) -> Iterator[bool]:
             yield not wanted.startswith(character, place) or (last and len(wanted) > len(word))
 
 
+def named_qualifier(question: str, asked: Title) -> tuple[int, int]:
+    """Where in a question the qualifier of the title ends, as the place of its last letter, and the qualifier's number."""
+    for word in (asked.word, asked.word.lower(), asked.synonym):
+        found = re.search(rf"\b{re.escape(word)}\b", question)
+        if found:
+            return found.end() - 1, QUALIFIERS[asked.word]
+    raise AssertionError(f"'{question}' names neither '{asked.word}' nor '{asked.synonym}'")
+
+
 @contextmanager
-def states_before_the_last_layer(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the language model's last layer is given, [B, L, d], once a forward pass made under this."""
+def states_on_the_way(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the language model's last two layers are given, [B, L, d] each, once a forward pass was made under this."""
     layers = model.get_submodule("model.language_model.layers")
     assert isinstance(layers, nn.ModuleList)
     states: list[Tensor] = []
-    handle = layers[-1].register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    handles = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in list(layers)[-2:]]
     try:
         yield states
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

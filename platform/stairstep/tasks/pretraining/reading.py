@@ -1,8 +1,8 @@
 """The reading task: transcription and questions, through the very prompts that a reader is later sent.
 
 A reader that spells well still takes the wrong value from a page. A second loss on the vision tower tells it directly: of which fact is
-the value under each visual token? Its linear head is thrown away, like that of the glyph stage. A third one on the language model has it
-compare the page with the question (comparing.py).
+the value under each visual token, and which qualifier is it? Its linear head is thrown away, like that of the glyph stage. A third one on
+the language model has it compare the page with the question (comparing.py).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn import Parameter
 from stairstep.models.prompts import Prompts
 from stairstep.models.reading import Reader, language_states
 from stairstep.models.tower import Features, tower_features
-from stairstep.tiny.articles import Fact
+from stairstep.tiny.articles import Fact, Title
 from stairstep.tiny.kinds import KINDS
 from stairstep.tiny.render import HEIGHT, WIDTH, Drawing
 from stairstep.training import EvaluationReport, StepReport
 
 from .ahead import Batch
 from .base import Pretraining, report_of
-from .comparing import CELLS, LABELS, OTHER, OTHER_WEIGHT, comparison, states_before_the_last_layer
+from .comparing import CELLS, LABELS, OTHER, QUALIFIERS, WEIGHTS, comparison, named_qualifier, states_on_the_way
 from .exam import reading_scores
 from .glyphs import CELL
 from .pages import as_tensor
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 _SIZE = (HEIGHT, WIDTH)
 _MULTIPLE = 16  # lengths are rounded up, so that a GPU meets few different shapes
-_FACTS = {fact: index for index, fact in enumerate((fact for kind in KINDS for fact in kind.facts), start=1)}  # 0: no value
+_FACTS = {
+    fact: index for index, fact in enumerate((fact for kind in KINDS for fact in kind.facts), start=1)
+}  # 0: neither a value nor a qualifier
+_MARKS = 1 + len(_FACTS) + len(QUALIFIERS)
 
 
 class ReadingTask(Pretraining):
@@ -52,9 +55,10 @@ class ReadingTask(Pretraining):
             torch.manual_seed(recipe.model.init_seed)
             self.heads = nn.ModuleDict()
             if self.settings.values:
-                self.heads["value"] = nn.Linear(self.model.config.vision_config.out_hidden_size, len(_FACTS) + 1)
+                self.heads["value"] = nn.Linear(self.model.config.vision_config.out_hidden_size, _MARKS)
             if self.settings.comparison:
                 width = self.model.config.text_config.hidden_size
+                self.heads["qualifier"] = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, len(QUALIFIERS)))
                 self.heads["comparison"] = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, LABELS))
             self.heads.to(device)
 
@@ -79,7 +83,7 @@ class ReadingTask(Pretraining):
         batch, waited = self.take(step)
         with self.computing():
             seen = seen_pages(self.model, batch, self.device, self.settings.train_tower)
-            with states_before_the_last_layer(self.model) as states:
+            with states_on_the_way(self.model) as states:
                 loss, exact = answer_loss(self.model, batch, seen)
             metrics = {"exact": exact, "tiles": float(batch["tiles"].shape[1])}
             whole = loss
@@ -89,11 +93,12 @@ class ReadingTask(Pretraining):
                 metrics["values_loss"] = float(of_values.detach())
                 whole = whole + self.settings.values * of_values
             if self.settings.comparison and "compared" in batch:
-                places = batch["ids"] == self.prompts.image_token
-                told = self.heads["comparison"](states[0][places].float())
-                of_titles, metrics["compared"] = _comparison_loss(told, batch["compared"].flatten().long())
-                metrics["comparison_loss"] = float(of_titles.detach())
-                whole = whole + self.settings.comparison * of_titles
+                words = self.heads["qualifier"](states[0].flatten(0, 1)[batch["named"]].float())
+                of_words = nn.functional.cross_entropy(words, batch["qualifiers"])
+                cells = self.heads["comparison"](states[1][batch["ids"] == self.prompts.image_token].float())
+                of_cells = nn.functional.cross_entropy(cells, batch["compared"].flatten().long(), torch.tensor(WEIGHTS, device=self.device))
+                metrics |= {"qualifier_loss": float(of_words.detach()), "comparison_loss": float(of_cells.detach())}
+                whole = whole + self.settings.comparison * (of_words + of_cells)
             whole.backward()
         return StepReport(float(loss.detach()), metrics, waited_s=waited)
 
@@ -105,22 +110,14 @@ class ReadingTask(Pretraining):
         return report_of({name: one.value for name, one in scores.items()})
 
 
-def _comparison_loss(told: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """The loss, and the share of the tokens with a label of their own that are told right."""
-    weights = torch.ones(LABELS, device=told.device)
-    weights[OTHER] = OTHER_WEIGHT
-    own = labels != OTHER
-    right = (told.detach().argmax(-1) == labels)[own].float().mean()
-    return nn.functional.cross_entropy(told, labels, weights), float(right)
-
-
 def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
-    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`, and
-    `compared` holds each tile's labels under its question where all samples are questions about facts."""
+    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`, and where
+    all samples are questions about facts, `compared` holds each tile's labels and `named` the places of the `qualifiers`' last letters."""
     samples = practice.samples
     drawings = [page.drawing() for page in practice.pages]
     pixels = as_tensor([one.pixels for one in drawings])
-    values = [value_labels(drawing, facts) for drawing, facts in zip(drawings, practice.facts, strict=True)]
+    shown = zip(drawings, practice.facts, practice.articles, strict=True)
+    values = [value_labels(drawing, facts, article.title if article else None) for drawing, facts, article in shown]
     pixels = torch.cat([pixels, torch.full_like(pixels[:1], 255)])  # the blank one is last, where index -1 finds it
     texts = [prompts.text(one.question, len(one.tiles)) for one in samples]
     sizes = [[_SIZE] * len(one.tiles) for one in samples]
@@ -139,7 +136,17 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
         targets += [*answer, end]
         owners += [index] * (len(answer) + 1)
     tiles = torch.tensor([one.tiles for one in samples])
-    compared = {"compared": _compared(drawings, practice)} if all(one.about for one in samples) else {}
+    compared: Batch = {}
+    if all(one.about for one in samples):
+        named = [named_qualifier(one.question, one.about[0].title) for one in samples if one.about]
+        before = [len(_ids(prompts, text[: text.index(one.question)])) for text, one in zip(texts, samples, strict=True)]
+        compared = {
+            "compared": _compared(drawings, practice),
+            "named": torch.tensor(
+                [index * width + start + place for index, (start, (place, _)) in enumerate(zip(before, named, strict=True))]
+            ),
+            "qualifiers": torch.tensor([number for _, number in named]),
+        }
     return {
         **compared,
         "pixels": pixels,
@@ -153,6 +160,10 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
     }
 
 
+def _ids(prompts: Prompts, text: str) -> list[int]:
+    return list(prompts.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def _compared(drawings: Sequence[Drawing], practice: Drill) -> Tensor:
     """The labels of each sample's tiles, [samples, tiles, cells]."""
     found = np.full((len(practice.samples), len(practice.samples[0].tiles), CELLS), OTHER, dtype=np.uint8)
@@ -164,15 +175,17 @@ def _compared(drawings: Sequence[Drawing], practice: Drill) -> Tensor:
     return torch.from_numpy(found)
 
 
-def value_labels(drawing: Drawing, facts: Sequence[Fact]) -> np.ndarray:
-    """The number of the fact whose value lies under each 32×32 cell of a page, or 0: uint8 [cells]."""
+def value_labels(drawing: Drawing, facts: Sequence[Fact], title: Title | None = None) -> np.ndarray:
+    """The number of the fact whose value lies under each 32×32 cell of a page, or of the title's qualifier, or 0: uint8 [cells]."""
     columns = WIDTH // CELL
     found = np.zeros(HEIGHT // CELL * columns, dtype=np.uint8)
     text = "".join(character for character, *_ in drawing.characters)
-    for fact in facts:
-        start = text.rindex(fact.value)
-        for _, left, top, right, bottom in drawing.characters[start : start + len(fact.value)]:
-            found[(top + bottom) // 2 // CELL * columns + (left + right) // 2 // CELL] = _FACTS[fact.kind]
+    marked = [(text.rindex(fact.value), fact.value, _FACTS[fact.kind]) for fact in facts]
+    if title is not None:
+        marked.append((text.index(title.word), title.word, 1 + len(_FACTS) + QUALIFIERS[title.word]))
+    for start, word, number in marked:
+        for _, left, top, right, bottom in drawing.characters[start : start + len(word)]:
+            found[(top + bottom) // 2 // CELL * columns + (left + right) // 2 // CELL] = number
     return found
 
 

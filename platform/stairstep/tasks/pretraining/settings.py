@@ -44,7 +44,7 @@ class ReadingTaskSettings:
     )
     comparison: float = setting(
         0.0,
-        doc="Weight of a second loss on the language model, through a head that is thrown away: does the question name this title, and is "
+        doc="Weight of a third loss, on the language model, through heads that are thrown away: does the question name this title, and is "
         "this the value asked for, at each visual token.",
         minimum=0,
     )
