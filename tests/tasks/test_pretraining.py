@@ -151,10 +151,10 @@ def test_a_reader_can_learn_to_compare_titles_with_questions(base: Path, tmp_pat
     more = ("optim.steps=40", "optim.batch=24", "evaluation.every=40", "checkpoints.every=40", "task.transcription=[0]", "task.tiles=[1]")
     folder = run(recipe("reading", base, tmp_path, *more, "task.look=one", "optim.schedule.shape=constant"))
     rows = MetricLog(folder / "metrics.jsonl").rows()
-    losses = [value for _, value in series(rows, "train/comparison_loss")]
+    losses = [value for _, value in series(rows, "train/shown_loss")]
     assert len(losses) == 40
     assert sum(losses[-8:]) / 8 < 0.9 * losses[0]
-    assert any(name.startswith("task.safetensors:comparison") for name in weights(folder, 40))
+    assert any(name.startswith("task.safetensors:comparing") for name in weights(folder, 40))
 
 
 def test_the_batch_is_a_function_of_seed_and_step(base: Path, tmp_path: Path) -> None:

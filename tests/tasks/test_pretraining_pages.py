@@ -8,20 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stairstep.tasks.pretraining.comparing import ASKED, NAMED, OTHER, UNNAMED, comparison
+from stairstep.models.inputs import load_tokenizer
+from stairstep.models.prompts import Prompts
+from stairstep.models.sources import shipped_bases
+from stairstep.models.weights import read_config
+from stairstep.tasks.pretraining.comparing import NONE, QUALIFIERS
 from stairstep.tasks.pretraining.exam import PARTS, open_exam
 from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
 from stairstep.tasks.pretraining.matching import matches
 from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, unworldly_name, varied
-from stairstep.tasks.pretraining.reading import value_labels
+from stairstep.tasks.pretraining.reading import answer_batch, value_labels
 from stairstep.tasks.pretraining.samples import BLANK, drill, questions, transcriptions
 from stairstep.tasks.pretraining.settings import ReadingTaskSettings
-from stairstep.tiny.articles import Article, Fact, Title
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
-from stairstep.tiny.kinds import KINDS
 from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
 from stairstep.tiny.phrases import TRANSCRIBE, UNKNOWN
-from stairstep.tiny.render import Line, TilePage
 from stairstep.tiny.words import respelled, world_name
 
 
@@ -159,44 +160,34 @@ def test_every_value_is_labelled_where_it_stands_with_its_own_fact():
     assert not blank.any()
 
 
-def test_a_page_is_compared_with_the_question_letter_by_letter():
-    practice = questions(random.Random(9), "world", 300, 1, 0.6, same_fact=0.5)
-    seen = dict.fromkeys((NAMED, UNNAMED, ASKED), 0)
-    for one in practice.samples:
-        (tile,) = one.tiles
+def test_a_question_is_compared_with_its_page_by_what_both_say():
+    tokenizer = load_tokenizer(shipped_bases()["tiny-reader"])
+    prompts = Prompts(tokenizer, read_config(shipped_bases()["tiny-reader"]))
+    practice = questions(random.Random(9), "world", 200, 1, 0.6, same_fact=0.5)
+    batch = answer_batch(prompts, practice)
+    ids, width = batch["ids"].flatten().tolist(), batch["ids"].shape[1]
+    words = list(QUALIFIERS)
+    blank = 0
+    for row, one in enumerate(practice.samples):
+        (tile,), (asked, fact) = one.tiles, one.about
+        said = tokenizer.decode(ids[row * width : batch["named"][row] + 1])
+        assert said.endswith((asked.title.word, asked.title.word.lower(), asked.title.synonym)), said
+        assert one.question.startswith(said.partition("user\n")[2])
+        assert words[batch["qualifiers"][row]] == asked.title.word
+        following = int(batch["ends"][row]) + 1
+        assert tokenizer.decode(ids[following : following + len(one.answer)]) == one.answer, "the answer begins from there"
         if tile == BLANK:
+            blank += 1
+            assert batch["shown"][row] == NONE and not batch["cells"][row].any()
             continue
-        page, shown, (asked, fact) = practice.pages[tile], practice.articles[tile], one.about
-        found = comparison(page.drawing(), shown, asked, fact).reshape(4, 6)
-        titles = sum(row.role == "title" for row in page.rows)
-        assert set(found[:titles].ravel()) <= {OTHER, NAMED, UNNAMED}
-        assert set(found[titles:].ravel()) <= {OTHER, ASKED}
-        assert (UNNAMED in found) == (shown.title.text != asked.title.text), (shown.title.text, asked.title.text)
-        assert (ASKED in found) == any(other.kind == fact.kind for other in practice.facts[tile])
-        assert (one.answer != UNKNOWN) == (UNNAMED not in found and ASKED in found), "the labels say whether there is an answer"
-        for label in seen:
-            seen[label] += label in found
-    assert min(seen.values()) > 30
-
-
-def test_only_the_letters_that_differ_are_told():
-    page = TilePage((Line("Torva (poet)", role="title"), Line("Born in 1900.")), WORLD_LAYOUTS[0], WORLD_FONTS[0], 20)
-    person = next(kind for kind in KINDS if kind.title == "{name} ({word})")
-    fact = Fact(person.facts[0], "1900", 0)
-
-    def under(name: str, word: str) -> list[int]:
-        article = Article("one", "one", Title(person, "Torva", "poet", "lyricist"), (fact,), (page,))
-        asked = Article("two", "two", Title(person, name, word, ""), (fact,), (page,))
-        cells = comparison(page.drawing(), article, asked, fact)
-        return [int(cell) for cell in cells[:6] if cell != OTHER]
-
-    assert set(under("Torva", "poet")) == {NAMED}
-    assert under("Torva", "pilot")[0] == NAMED
-    assert under("Torva", "pilot")[-1] == UNNAMED
-    assert under("Dorva", "poet")[0] == UNNAMED
-    assert under("Dorva", "poet")[-1] == NAMED
-    assert UNNAMED in under("Torv", "poet"), "a letter too many"
-    assert UNNAMED in under("Torvam", "poet"), "a letter too few"
+        page, shown = practice.pages[tile], practice.articles[tile]
+        assert words[batch["shown"][row]] == shown.title.word
+        cells = batch["cells"][row].reshape(4, 6)
+        lines = [index for index, text in enumerate(page.lines) for other in shown.facts if other.kind == fact.kind and other.value in text]
+        assert sorted(set(cells.nonzero()[:, 0].tolist())) == lines
+        if one.answer != UNKNOWN:
+            assert lines and shown.title == asked.title
+    assert 0 < blank < 40
 
 
 def test_the_same_fact_of_others_is_shown_as_often_as_asked_for():

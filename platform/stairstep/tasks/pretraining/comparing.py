@@ -1,66 +1,101 @@
 """What a reader has to compare before it answers: is the tile about the thing that the question names, and where is the value asked for?
 
 Learned from answers alone this comes last or never: a model that takes the right kind of value from any page is right most of the time.
-So the language model is told directly, through heads that are thrown away: which qualifier the question names, at its last letter and two
-layers before the end; and at each visual token, one layer later, whether the title there is the one that is named and the value the one
-that is asked for. The last layer is where the answer looks. Two words are compared once both are known as such.
+So the language model is told directly, through heads that are thrown away: which qualifier the question names, two layers before the end
+and at that word's last letter; then, one layer later, where the kind of value asked for stands on the page, and, at the token that the
+answer begins from, both qualifiers, the question's and the page's. To tell whether they are the same is left to the last layer and the
+answers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from stairstep.tiny.articles import Article, Fact, Title
+from stairstep.models.prompts import Prompts
+from stairstep.tiny.articles import Fact, Title
 from stairstep.tiny.kinds import KINDS
 from stairstep.tiny.render import HEIGHT, WIDTH, Drawing
 
+from .ahead import Batch
 from .glyphs import CELL
+from .samples import BLANK, Drill
 
-OTHER, NAMED, UNNAMED, ASKED = range(
-    4
-)  # nothing of these, the title as the question has it, a title that differs, the kind of value asked for
-LABELS = 4
-WEIGHTS = (0.2, 1.0, 2.0, 1.0)  # most tokens are nothing of these, and of titles more agree than differ
 QUALIFIERS = {word: index for index, word in enumerate(dict.fromkeys(word for kind in KINDS for word, _ in kind.qualifiers))}
+NONE = len(QUALIFIERS)  # of a blank tile
 _COLUMNS = WIDTH // CELL
-CELLS = HEIGHT // CELL * _COLUMNS
+_CELLS = HEIGHT // CELL * _COLUMNS
+_OTHER_WEIGHT = 0.2  # most tokens hold no value of the kind asked for
 
 
-def comparison(drawing: Drawing, shown: Article, asked: Article, fact: Fact) -> np.ndarray:
-    """The label of each 32×32 cell of a page of the article `shown` under a question about a fact of `asked`: uint8 [cells]."""
-    found = np.full(CELLS, OTHER, dtype=np.uint8)
-    characters = iter(drawing.characters)
-    for differs, (_, *box) in zip(_differing(shown.title, asked.title), characters, strict=False):
-        cell = _cell(*box)
-        found[cell] = UNNAMED if differs or found[cell] == UNNAMED else NAMED
+class Comparing(nn.Module):
+    """The heads and their loss."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.named = _head(width, len(QUALIFIERS))
+        self.asked = _head(width, len(QUALIFIERS))
+        self.shown = _head(width, len(QUALIFIERS) + 1)
+        self.cells = _head(width, 2)
+
+    def forward(self, states: Sequence[Tensor], visual: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """The losses by name; `states` is what the last two layers were given, `visual` marks the tiles' tokens."""
+        before, last = (one.float() for one in states)
+        ends = last.flatten(0, 1)[batch["ends"]]
+        weights = torch.tensor([_OTHER_WEIGHT, 1.0], device=last.device)
+        loss = nn.functional.cross_entropy
+        return {
+            "named": loss(self.named(before.flatten(0, 1)[batch["named"]]), batch["qualifiers"]),
+            "asked": loss(self.asked(ends), batch["qualifiers"]),
+            "shown": loss(self.shown(ends), batch["shown"]),
+            "cells": loss(self.cells(last[visual]), batch["cells"].flatten().long(), weights),
+        }
+
+
+def _head(width: int, labels: int) -> nn.Module:
+    return nn.Sequential(nn.RMSNorm(width), nn.Linear(width, labels))
+
+
+def comparison_labels(prompts: Prompts, practice: Drill, drawings: Sequence[Drawing], rows: Sequence[Sequence[int]], width: int) -> Batch:
+    """What the heads are to tell of a drill whose samples are questions about one tile, asked by prompts of these tokens.
+
+    `named` is where the qualifiers' last letters stand and `ends` where the answers begin from, both flat over rows of `width` tokens."""
+    named, ends, qualifiers, shown, cells = [], [], [], [], []
+    for index, (sample, row) in enumerate(zip(practice.samples, rows, strict=True)):
+        assert sample.about is not None
+        (tile,), (article, fact) = sample.tiles, sample.about
+        place, qualifier = named_qualifier(sample.question, article.title)
+        text = prompts.text(sample.question, 1)
+        before = len(prompts.tokenizer(text[: text.index(sample.question)], add_special_tokens=False)["input_ids"])
+        named.append(index * width + before + place)
+        ends.append(index * width + len(row) - 1)
+        qualifiers.append(qualifier)
+        other = practice.articles[tile] if tile != BLANK else None
+        shown.append(NONE if other is None else QUALIFIERS[other.title.word])
+        cells.append(asked_cells(drawings[tile], practice.facts[tile], fact) if tile != BLANK else np.zeros(_CELLS, dtype=np.uint8))
+    return {
+        "named": torch.tensor(named),
+        "ends": torch.tensor(ends),
+        "qualifiers": torch.tensor(qualifiers),
+        "shown": torch.tensor(shown),
+        "cells": torch.from_numpy(np.stack(cells)),
+    }
+
+
+def asked_cells(drawing: Drawing, facts: Sequence[Fact], asked: Fact) -> np.ndarray:
+    """1 for each 32×32 cell of a page under which a value of the kind asked for lies, whosever it is: uint8 [cells]."""
+    found = np.zeros(_CELLS, dtype=np.uint8)
     text = "".join(character for character, *_ in drawing.characters)
-    for other in shown.facts:
-        start = text.rfind(other.value) if other.kind == fact.kind else -1
-        for _, *box in drawing.characters[start : start + len(other.value)] if start >= 0 else ():
-            found[_cell(*box)] = ASKED
+    for fact in (one for one in facts if one.kind == asked.kind):
+        start = text.rindex(fact.value)
+        for _, left, top, right, bottom in drawing.characters[start : start + len(fact.value)]:
+            found[(top + bottom) // 2 // CELL * _COLUMNS + (left + right) // 2 // CELL] = 1
     return found
-
-
-def _cell(left: int, top: int, right: int, bottom: int) -> int:
-    return (top + bottom) // 2 // CELL * _COLUMNS + (left + right) // 2 // CELL
-
-
-def _differing(shown: Title, asked: Title) -> Iterator[bool]:
-    """For each drawn character of a title (spaces are not drawn) whether another one stands there in the title asked for."""
-    names = iter(asked.name.split())
-    for word in shown.text.split():
-        if word.strip("()") == shown.word:
-            yield from [shown.word != asked.word] * len(word)
-            continue
-        wanted = next(names, "")
-        for place, character in enumerate(word):
-            last = place + 1 == len(word)
-            yield not wanted.startswith(character, place) or (last and len(wanted) > len(word))
 
 
 def named_qualifier(question: str, asked: Title) -> tuple[int, int]:

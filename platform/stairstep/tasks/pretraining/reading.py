@@ -25,7 +25,7 @@ from stairstep.training import EvaluationReport, StepReport
 
 from .ahead import Batch
 from .base import Pretraining, report_of
-from .comparing import CELLS, LABELS, OTHER, QUALIFIERS, WEIGHTS, comparison, named_qualifier, states_on_the_way
+from .comparing import QUALIFIERS, Comparing, comparison_labels, states_on_the_way
 from .exam import reading_scores
 from .glyphs import CELL
 from .pages import as_tensor
@@ -58,8 +58,7 @@ class ReadingTask(Pretraining):
                 self.heads["value"] = nn.Linear(self.model.config.vision_config.out_hidden_size, _MARKS)
             if self.settings.comparison:
                 width = self.model.config.text_config.hidden_size
-                self.heads["qualifier"] = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, len(QUALIFIERS)))
-                self.heads["comparison"] = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, LABELS))
+                self.heads["comparing"] = Comparing(width)
             self.heads.to(device)
 
     def groups(self) -> dict[str, list[tuple[str, Parameter]]]:
@@ -88,17 +87,14 @@ class ReadingTask(Pretraining):
             metrics = {"exact": exact, "tiles": float(batch["tiles"].shape[1])}
             whole = loss
             if self.settings.values:
-                told = self.heads["value"](seen.merged.flatten(0, 1))
-                of_values = nn.functional.cross_entropy(told, batch["values"].flatten().long())
+                marks = self.heads["value"](seen.merged.flatten(0, 1))
+                of_values = nn.functional.cross_entropy(marks, batch["values"].flatten().long())
                 metrics["values_loss"] = float(of_values.detach())
                 whole = whole + self.settings.values * of_values
-            if self.settings.comparison and "compared" in batch:
-                words = self.heads["qualifier"](states[0].flatten(0, 1)[batch["named"]].float())
-                of_words = nn.functional.cross_entropy(words, batch["qualifiers"])
-                cells = self.heads["comparison"](states[1][batch["ids"] == self.prompts.image_token].float())
-                of_cells = nn.functional.cross_entropy(cells, batch["compared"].flatten().long(), torch.tensor(WEIGHTS, device=self.device))
-                metrics |= {"qualifier_loss": float(of_words.detach()), "comparison_loss": float(of_cells.detach())}
-                whole = whole + self.settings.comparison * (of_words + of_cells)
+            if self.settings.comparison and "named" in batch:
+                told = self.heads["comparing"](states, batch["ids"] == self.prompts.image_token, batch)
+                metrics |= {f"{name}_loss": float(one.detach()) for name, one in told.items()}
+                whole = whole + self.settings.comparison * sum(told.values())
             whole.backward()
         return StepReport(float(loss.detach()), metrics, waited_s=waited)
 
@@ -111,8 +107,8 @@ class ReadingTask(Pretraining):
 
 
 def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
-    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`, and where
-    all samples are questions about facts, `compared` holds each tile's labels and `named` the places of the `qualifiers`' last letters."""
+    """A drill as tensors: `tiles` names the page of every tile, `predicted` the places (flat) whose next tokens are `targets`, and
+    where all samples are questions about one tile, there is also what comparing.py tells of them."""
     samples = practice.samples
     drawings = [page.drawing() for page in practice.pages]
     pixels = as_tensor([one.pixels for one in drawings])
@@ -136,17 +132,8 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
         targets += [*answer, end]
         owners += [index] * (len(answer) + 1)
     tiles = torch.tensor([one.tiles for one in samples])
-    compared: Batch = {}
-    if all(one.about for one in samples):
-        named = [named_qualifier(one.question, one.about[0].title) for one in samples if one.about]
-        before = [len(_ids(prompts, text[: text.index(one.question)])) for text, one in zip(texts, samples, strict=True)]
-        compared = {
-            "compared": _compared(drawings, practice),
-            "named": torch.tensor(
-                [index * width + start + place for index, (start, (place, _)) in enumerate(zip(before, named, strict=True))]
-            ),
-            "qualifiers": torch.tensor([number for _, number in named]),
-        }
+    alone = all(one.about and len(one.tiles) == 1 for one in samples)
+    compared = comparison_labels(prompts, practice, drawings, rows, width) if alone else {}
     return {
         **compared,
         "pixels": pixels,
@@ -158,21 +145,6 @@ def answer_batch(prompts: Prompts, practice: Drill) -> Batch:
         "targets": torch.tensor(targets),
         "owners": torch.tensor(owners),
     }
-
-
-def _ids(prompts: Prompts, text: str) -> list[int]:
-    return list(prompts.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _compared(drawings: Sequence[Drawing], practice: Drill) -> Tensor:
-    """The labels of each sample's tiles, [samples, tiles, cells]."""
-    found = np.full((len(practice.samples), len(practice.samples[0].tiles), CELLS), OTHER, dtype=np.uint8)
-    for row, sample in enumerate(practice.samples):
-        for place, tile in enumerate(sample.tiles):
-            shown = practice.articles[tile] if tile != BLANK else None
-            if shown is not None and sample.about is not None:
-                found[row, place] = comparison(drawings[tile], shown, *sample.about)
-    return torch.from_numpy(found)
 
 
 def value_labels(drawing: Drawing, facts: Sequence[Fact], title: Title | None = None) -> np.ndarray:

@@ -44,8 +44,8 @@ class ReadingTaskSettings:
     )
     comparison: float = setting(
         0.0,
-        doc="Weight of a third loss, on the language model, through heads that are thrown away: does the question name this title, and is "
-        "this the value asked for, at each visual token.",
+        doc="Weight of further losses on the language model, through heads that are thrown away: which qualifier the question names and which "
+        "one the page shows, and where the value asked for stands.",
         minimum=0,
     )
     same_fact: float = setting(
