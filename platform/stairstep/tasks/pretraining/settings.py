@@ -44,7 +44,7 @@ class ReadingTaskSettings:
     )
     comparison: float = setting(
         0.0,
-        doc="Weight of further losses on the language model, through heads that are thrown away: which qualifier the question names and which "
+        doc="Weight of further losses on the language model, through heads that are thrown away: which qualifier the question names, which "
         "one the page shows, and where the value asked for stands.",
         minimum=0,
     )
