@@ -375,7 +375,7 @@ def test_a_run_that_converges_at_its_last_step_still_takes_in_what_is_open():
     made = trainer(ToyTask(), journal, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=2), stop_after=3)
     outcome = made.run()
     assert (outcome.step, outcome.best_step, outcome.best_score) == (12, 12, 0.9)
-    assert outcome.reason == "finished"
+    assert outcome.reason == "converged"  # at step 10's score, as with evaluators of any speed
     assert made.waiting == ()
 
 
@@ -398,10 +398,73 @@ def test_a_stop_while_waiting_leaves_the_rest_to_the_next_life():
     assert [step for step, values in further.events if "toy/hit@1" in values] == list(SCORES)
 
 
-def test_early_stopping_counts_what_is_in():
-    outcome = beside(late=0, stop_after=2)[1]
-    assert (outcome.reason, outcome.step, outcome.best_step) == ("converged", 8, 4)
-    outcome = beside(late=3, stop_after=2)[1]
-    assert outcome.reason == "converged"
-    assert outcome.step > 8
-    assert outcome.best_step == 4
+def converging(late: int, scores: Mapping[int, float], stop_at: int | None = None) -> tuple[Beside, Trainer]:
+    """Twenty steps of which every second is evaluated, at most two open; two scores without a better one end the run."""
+    journal = Beside(scores, late, stop_at=stop_at)
+    cadence = Cadence(evaluation=2, checkpoint=4, evaluation_beside=2)
+    return journal, trainer(ToyTask(), journal, steps=20, cadence=cadence, stop_after=2)
+
+
+@pytest.mark.parametrize("late", [0, 3, 5, 100])
+def test_early_stopping_counts_what_is_in(late: int):
+    journal, made = converging(late, dict.fromkeys(range(0, 21, 2), 0.2) | {4: 0.5})
+    outcome = made.run()
+    assert (outcome.reason, outcome.best_step, outcome.best_score) == ("converged", 4, 0.5)
+    assert outcome.step == 8 + min(late + late % 2, 4) < 20, "it trains on while step 8's score is not in, for two more evaluations at most"
+    assert made.waiting == ()
+    assert [step for step, values in journal.events if "toy/hit@1" in values] == list(range(0, outcome.step + 1, 2)), "all that was trained"
+    assert journal.held == list(range(0, outcome.step + 1, 2))
+
+
+def test_a_better_score_that_comes_late_is_the_best_of_a_run_that_has_converged():
+    scores = dict.fromkeys(range(0, 21, 2), 0.2) | {4: 0.5, 10: 0.7, 12: 0.6}
+    journal, made = converging(100, scores)
+    outcome = made.run()
+    # Step 8's score ends it, though that of step 10 comes in the same moment: with faster evaluators step 10 would not have been trained.
+    assert (outcome.reason, outcome.step, outcome.best_step, outcome.best_score) == ("converged", 12, 10, 0.7)
+    assert journal.best[-1] == 10
+    assert made.waiting == ()
+
+
+def test_scores_that_come_together_are_judged_one_after_the_other():
+    class Together(Beside):
+        """At step 10 everything is in; before, nothing."""
+
+        def arrived(self, step: int, wait: bool) -> EvaluationReport | None:
+            assert self.trainer is not None
+            self.late = 0 if self.trainer.progress.step >= 10 else 100
+            return super().arrived(step, wait)
+
+    scores = dict.fromkeys(range(0, 21, 2), 0.2) | {2: 0.5, 8: 0.6}
+    journal = Together(scores, 100)
+    made = trainer(ToyTask(), journal, steps=20, cadence=Cadence(evaluation=2, evaluation_beside=9), stop_after=2)
+    outcome = made.run()
+    assert (outcome.reason, outcome.step, outcome.best_step) == ("converged", 10, 8), "step 6 ends it, and 8 does not take that back"
+    slow = trainer(ToyTask(), Beside(scores, 1), steps=20, cadence=Cadence(evaluation=2, evaluation_beside=9), stop_after=2).run()
+    assert (slow.reason, slow.step, slow.best_step) == ("converged", 8, 8)
+
+
+def test_a_stop_while_a_converged_run_waits_is_a_stop():
+    class Stopping(Beside):
+        """Whoever waits for step 10 or a later one is stopped."""
+
+        def arrived(self, step: int, wait: bool) -> EvaluationReport | None:
+            return None if wait and step >= 10 else super().arrived(step, wait)
+
+    scores = dict.fromkeys(range(0, 21, 2), 0.2) | {4: 0.5}
+    journal = Stopping(scores, 5)
+    made = trainer(ToyTask(), journal, steps=20, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=3), stop_after=2)
+    assert made.run().reason == "stopped"
+    assert made.waiting == (10, 12, 14)[: len(made.waiting)] != ()
+    at = made.progress.step
+    tensors, record, weights, _ = journal.saved[at]
+    further = Beside(scores, 0)
+    further.saved = journal.saved
+    again = trainer(ToyTask(), further, steps=20, cadence=Cadence(evaluation=2, checkpoint=4, evaluation_beside=3), stop_after=2)
+    with torch.no_grad():
+        for name, parameter in again.optimizer.named.items():
+            parameter.copy_(weights[name])
+    again.load(tensors, record)
+    outcome = again.run()
+    assert (outcome.reason, outcome.step, outcome.best_step) == ("converged", at, 4)
+    assert again.waiting == ()

@@ -5,7 +5,9 @@ that goes on from a checkpoint takes the very steps that it would have taken. At
 validation, evaluation; a checkpoint therefore never holds an evaluation of its own step, and a resumed run evaluates that step again.
 Where evaluations wait for the end, their steps are only saved, then taken back one after the other once the last update is done; a run
 that goes on in the midst of that evaluates them all again. Where others evaluate beside training, a step is handed to them with its
-checkpoint; what they found is taken in when a later step is evaluated, in the order of the steps, and the run ends when the last is in.
+checkpoint; what they found is taken in when a later step is evaluated, in the order of the steps, and the run ends when the last is in,
+be it that the last step is trained or that early stopping ends it. Early stopping decides at each score, in the order of the steps: how
+fast scores come may let a few more steps be trained, and changes neither the decision nor, of the same scores, the best.
 An evaluation that stands between two steps says how long it held training up, whoever made it.
 """
 
@@ -105,6 +107,7 @@ class Trainer:
         self.averaged = AveragedWeights(self.optimizer.named, optim.ema_decay)
         self.progress = Progress()
         self._waiting: list[int] = []
+        self._converged = False
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -135,7 +138,7 @@ class Trainer:
                 self._waiting = self.journal.hand_over(self._waiting)
                 self._judge_anew()
         if self._look(self.progress.step):
-            return self._outcome("converged")
+            return self._ended()
         while self.progress.step < self.optim.steps:
             self._update(self.progress.step + 1)
             step = self.progress.step
@@ -145,10 +148,16 @@ class Trainer:
             if stop and (step < self.optim.steps or self._look_due(step)):
                 return self._outcome("stopped")
             if self._look(step):
-                return self._outcome("converged")
-        if self.cadence.evaluation_beside:
-            return self._outcome("finished" if self._take_in(0) else "stopped")
-        return self._outcome("finished" if self._look_back() else "stopped")
+                return self._ended()
+        if self.cadence.evaluation_waits:
+            return self._outcome("finished" if self._look_back() else "stopped")
+        return self._ended()
+
+    def _ended(self) -> Outcome:
+        """No step is left to train; those who evaluate beside training are waited for."""
+        if not self._take_in(0):
+            return self._outcome("stopped")
+        return self._outcome("converged" if self._converged else "finished")
 
     def _look_back(self) -> bool:
         """The evaluations that waited, each of its own weights; false if a stop was asked for before they were done."""
@@ -209,30 +218,29 @@ class Trainer:
             if step not in self._waiting:
                 self._waiting.append(step)
             return False
-        started, complete, measured = time.perf_counter(), True, True
+        started, measured = time.perf_counter(), True
         if self.cadence.evaluation_beside:
-            complete = self._hand_over(step)
+            self._hand_over(step)
         else:
             with self.averaged.in_place():
                 measured = self._evaluate(step)
             self.journal.evaluated(step, self.progress.best_step)
         if measured:
             self.journal.log(step, {EVALUATION_WAIT: time.perf_counter() - started})
-        return complete and self._converged()
+        return self._converged
 
-    def _hand_over(self, step: int) -> bool:
-        """Give a step to those who evaluate, and take in what is there; at the last step all of it. False if a stop came before that."""
+    def _hand_over(self, step: int) -> None:
+        """Give a step to those who evaluate, and take in what is there; all of it where training has ended with this step."""
         if step not in self._waiting:
             self._waiting += self.journal.hand_over([step])
         taken = self._take_in(self.cadence.evaluation_beside)  # if a stop ended its waiting, the loop sees that after the next step
-        return step < self.optim.steps or (taken and self._take_in(0))
+        if taken and (self._converged or step == self.optim.steps):
+            self._take_in(0)
 
     def _judge_anew(self) -> None:
         """All evaluations of the run are about to be judged, in order: forget what some of them said before."""
         self.progress.best_step, self.progress.best_score, self.progress.evaluations_since_best = None, None, 0
-
-    def _converged(self) -> bool:
-        return self.optim.stop_after is not None and self.progress.evaluations_since_best >= self.optim.stop_after
+        self._converged = False
 
     def _take_in(self, still_open: int) -> bool:
         """What others have found by now, step by step; waits while more than `still_open` are open. False if a stop came meanwhile."""
@@ -273,6 +281,8 @@ class Trainer:
             self.progress.evaluations_since_best = 0
         else:
             self.progress.evaluations_since_best += 1
+        if self.optim.stop_after is not None and self.progress.evaluations_since_best >= self.optim.stop_after:
+            self._converged = True  # and stays so: a better score of a later step, trained before this was known, is the best all the same
 
     def _outcome(self, reason: Literal["finished", "stopped", "converged"]) -> Outcome:
         return Outcome(reason, self.progress.step, self.progress.best_step, self.progress.best_score)
