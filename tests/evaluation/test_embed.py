@@ -58,6 +58,20 @@ def test_waiting_tiles_are_bounded_when_every_tile_has_its_own_size(fakes, tiles
     assert 10 < most < 32, "tiles without mates pile up"
 
 
+def test_who_waits_is_told_at_every_file_and_batch(fakes, tiles) -> None:
+    told: list[tuple[str, int, int]] = []
+    embedder = Embedder(fakes.Encoder(), 10, told=lambda *one: told.append(one))
+    embedder.tiles(tiles(**SIZES), fakes.Reader())
+    files = [one for one in told if one[0] == "tiles known by their content"]
+    assert files == [("tiles known by their content", done, 7) for done in range(1, 8)]
+    assert [one for one in told if one not in files] == [("tiles embedded", done, 7) for done in (0, 1, 3, 4, 6)], (
+        "each batch a moment later"
+    )
+    told.clear()
+    embedder.texts(["one", "two three"], "query")
+    assert [what for what, _, _ in told] == ["query texts embedded"] * 2
+
+
 def test_equal_tiles_are_computed_once(fakes, tiles) -> None:
     paths = tiles(a="32x64:same", b="32x64:other", c="32x64:same")
     reader = fakes.Reader()

@@ -84,6 +84,44 @@ def test_what_else_there_is_to_say_is_asked_for_when_a_line_is_due():
     assert len(asked) == 2
 
 
+def test_a_line_a_minute_comes_also_where_no_step_ends():
+    """An evaluation of five minutes before the first step, and one after the second; ticks come every four seconds."""
+    stream, clock = io.StringIO(), [0.0]
+    progress = Progress(4, stream=stream, clock=lambda: clock[0], besides=lambda: "GPU 93% busy")
+
+    def evaluate(step: int) -> None:
+        for tile in range(75):
+            clock[0] += 4.0
+            progress.tick(f"evaluating step {step}: {tile + 1} of 75 tiles embedded")
+
+    evaluate(0)
+    for step in (1, 2):
+        clock[0] += 1.0
+        progress.update(step, {"train/loss": 0.5}, "main")
+    evaluate(2)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "training 0/4, evaluating step 0: 15 of 75 tiles embedded, GPU 93% busy", "no time left is known yet"
+    assert [line.split(" tiles")[0].rpartition(": ")[2] for line in lines] == [f"{tile} of 75" for tile in (15, 30, 45, 60, 75)] + [
+        f"{tile} of 75" for tile in (15, 30, 45, 60, 75)
+    ]
+    assert lines[5].startswith("training 2/4 loss 0.5000, phase main, evaluating step 2: 15 of 75 tiles embedded, ")
+    assert lines[-1].endswith("eta 10:02")
+    progress.update(3, {"train/loss": 0.25}, "main")
+    progress.close()
+    assert [line.split(",")[0] for line in stream.getvalue().splitlines()[10:]] == ["training 3/4 loss 0.2500"]
+    progress.tick("nothing any more")
+    assert len(stream.getvalue().splitlines()) == 11
+
+
+def test_a_short_wait_between_steps_says_nothing_and_a_bar_stays_as_it_is():
+    stream, terminal = io.StringIO(), Terminal()
+    for out in (stream, terminal):
+        progress = Progress(4, stream=out, every_s=0.0 if out is terminal else 60.0)
+        progress.tick("evaluating")
+    assert stream.getvalue() == ""
+    assert "evaluating" not in terminal.getvalue()
+
+
 def test_a_loop_that_ends_early_shows_its_last_step_once():
     stream = io.StringIO()
     progress = Progress(10, stream=stream, every_s=1000)

@@ -131,8 +131,6 @@ def test_a_dead_run_a_silent_one_a_slow_one_and_one_that_left_its_stacks(tmp_pat
     silent = standing_of(make_run(tmp_path / "silent", heartbeat=NOW - 300), NOW)
     assert silent.trouble == "silent"
     assert "  SILENT for 5 min" in run_lines(silent)
-    looking = standing_of(make_run(tmp_path / "looking", "evaluating", heartbeat=NOW - 300), NOW)
-    assert "  SILENT for 5 min; an evaluation says nothing while it embeds" in run_lines(looking)
     slow = make_run(tmp_path / "slow", heartbeat=NOW - 300)
     (slow / "metrics.jsonl").write_text('{"step": 50, "time": 9000, "train/loss": 1, "time/step_seconds": 200, "time/wait_seconds": 0}\n')
     assert standing_of(slow, NOW).trouble == ""

@@ -31,6 +31,12 @@ _ID_WORKERS = 8  # threads that read files not yet known by id: waiting for a di
 _LOG_EVERY_S = 15.0  # seconds between lines of progress
 
 Role = Literal["query", "document"]
+Told = Callable[[str, int, int], None]
+"""Hears how far an evaluation is, again and again while it embeds: of what, how many are done, of how many."""
+
+
+def nobody(what: str, done: int, of: int) -> None:
+    """Who need not be told."""
 
 
 class TileLike(Protocol):
@@ -103,9 +109,10 @@ class EmbeddedTiles:
 class Embedder:
     """One encoder state with, where embeddings are kept, their store; build a new one once weights changed."""
 
-    def __init__(self, encoder: EncoderLike, batch_tokens: int, store: EmbeddingStore | None = None) -> None:
+    def __init__(self, encoder: EncoderLike, batch_tokens: int, store: EmbeddingStore | None = None, told: Told = nobody) -> None:
         self.encoder = encoder
         self.batch_tokens = batch_tokens
+        self.told = told
         self.store = store
         self.state = encoder.state_digest()
 
@@ -125,7 +132,11 @@ class Embedder:
         """Embeddings of the tiles under these paths; tiles of the same bytes are embedded once."""
         started = time.perf_counter()
         with ThreadPoolExecutor(_ID_WORKERS, thread_name_prefix="tile-ids") as pool:
-            ids = tuple(pool.map(reader.id, paths))
+            found = []
+            for one in pool.map(reader.id, paths):
+                found.append(one)
+                self.told("tiles known by their content", len(found), len(paths))
+            ids = tuple(found)
         identify_s = time.perf_counter() - started
         path_of: dict[str, Path] = {}
         for one, path in zip(ids, paths, strict=True):
@@ -226,6 +237,7 @@ class _Work:
             self.report.forward_s += time.perf_counter() - started
             if len(self._unkept) >= _SHARD_ROWS:
                 self._keep()
+            self.owner.told(f"{what} embedded", self.report.computed, len(self.missing))
             if time.perf_counter() - told > _LOG_EVERY_S:
                 told = time.perf_counter()
                 _log.info("embedding %s: %d of %d after %.0f s", what, self.report.computed, len(self.missing), told - begun)

@@ -26,7 +26,7 @@ from stairstep.records.files import write_atomically, write_json
 from stairstep.records.places import below
 from stairstep.settings import DataError
 
-from .embed import EmbeddedTexts, EmbeddedTiles, Embedder, EmbedReport, EncoderLike, ReaderLike
+from .embed import EmbeddedTexts, EmbeddedTiles, Embedder, EmbedReport, EncoderLike, ReaderLike, Told, nobody
 from .embeddings import EmbeddingStore
 from .on_objects import open_embeddings
 from .questions_answered import QAScore, qa_score
@@ -120,8 +120,9 @@ def evaluate_question_set(
     settings: EvaluationSettings,
     store: EmbeddingStore | None,
     tile_encoder: EncoderLike | None = None,
+    told: Told = nobody,
 ) -> RetrievalResult:
-    """Rank all tiles of the set for each of its questions.
+    """Rank all tiles of the set for each of its questions; `told` hears how far the embedding is.
 
     `tile_encoder` embeds the tiles in place of `encoder` where the two sides differ (query-side tuning).
     """
@@ -136,6 +137,7 @@ def evaluate_question_set(
         [one.path for one in question_set.tiles],
         settings,
         store,
+        told,
     )
     clock.lap("embed_s")
 
@@ -178,13 +180,14 @@ def evaluate_pairs(
     settings: EvaluationSettings,
     store: EmbeddingStore | None,
     tile_encoder: EncoderLike | None = None,
+    told: Told = nobody,
 ) -> RetrievalResult:
     """Find each pair's positive tile among all tiles of these pairs, their negatives included; ties go by tile id."""
     if not pairs:
         raise DataError("a held-out split needs at least one query–tile pair")
     clock = _Clock()
     files = list(dict.fromkeys(path for one in pairs for path in (one.positive, *one.negatives)))
-    queries, tiles = _embed(encoder, tile_encoder, reader, [one.query for one in pairs], files, settings, store)
+    queries, tiles = _embed(encoder, tile_encoder, reader, [one.query for one in pairs], files, settings, store, told)
     clock.lap("embed_s")
 
     # Here a tile is its content: the same picture under two names is one candidate, never its own competitor.
@@ -256,9 +259,10 @@ def _embed(
     paths: Sequence[Path],
     settings: EvaluationSettings,
     store: EmbeddingStore | None,
+    told: Told,
 ) -> tuple[EmbeddedTexts, EmbeddedTiles]:
-    query_side = Embedder(encoder, settings.batch_tokens, store)
-    tile_side = query_side if tile_encoder is None else Embedder(tile_encoder, settings.batch_tokens, store)
+    query_side = Embedder(encoder, settings.batch_tokens, store, told)
+    tile_side = query_side if tile_encoder is None else Embedder(tile_encoder, settings.batch_tokens, store, told)
     return query_side.texts(texts, "query"), tile_side.tiles(paths, reader)
 
 

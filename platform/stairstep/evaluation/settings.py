@@ -42,7 +42,8 @@ class EvaluationSettings:
         "inline",
         doc="When question sets are measured: inline, while training waits; after, all their steps' checkpoints once training has ended, "
         "for people whose only GPU cannot hold the trainer and the reader at once; beside, by evaluators (cluster.evaluators) on devices "
-        "of their own while training goes on; auto: beside where the cluster has room for an evaluator besides the workers, else inline. "
+        "of their own while training goes on; auto: beside where the cluster has room for the evaluators besides the workers, or where "
+        "cluster.evaluator_resources names a node group for them on a cluster that may grow, else inline. "
         "The scores are the same.",
     )
     max_pending: int = setting(

@@ -29,7 +29,8 @@ class Progress:
 
     `update` takes a step's metrics as they are logged and shows those that it knows: loss, accuracy, lr, temperature, step_seconds,
     wait_seconds (waiting for data), whatever stands before the last slash of their names. A plain line comes about once a minute: step,
-    metrics, phase, throughput, the share of it that was waiting for data, what `besides` has to say then, and the time left.
+    metrics, phase, throughput, the share of it that was waiting for data, what `besides` has to say then, and the time left. `tick` has it
+    come also where no step ends for as long.
     """
 
     def __init__(
@@ -73,6 +74,11 @@ class Progress:
         if self._bar is None and (step >= self.total or self._clock() - self._shown_at >= self._every_s):
             self._line()
 
+    def tick(self, doing: str) -> None:
+        """Say what the loop does between two steps, where a plain line is due; a bar stays as it is."""
+        if self._enabled and self._bar is None and self._clock() - max(self._shown_at, self._began) >= self._every_s:
+            self._line(doing)
+
     def note(self, text: str) -> None:
         """Write a line of its own, without breaking the bar."""
         if self._enabled:
@@ -87,13 +93,13 @@ class Progress:
             self._line()
         self._enabled = False
 
-    def _line(self) -> None:
+    def _line(self, doing: str = "") -> None:
         done = self._step - self._start
-        left = (self._clock() - self._began) / done * (self.total - self._step) if done > 0 else 0.0
-        eta = f"eta {tqdm.format_interval(left)}" if self._step < self.total else ""
+        left = (self._clock() - self._began) / done * (self.total - self._step) if done > 0 else None
+        eta = f"eta {tqdm.format_interval(left)}" if left else ""
         what = f"{self._what} {self._step}/{self.total} {self._fields}".rstrip()
         phase = f"phase {self._phase}" if self._phase else ""
-        said = (what, phase, shown_pace(pace_of(self._since)), self._besides(), eta)
+        said = (what, phase, doing, shown_pace(pace_of(self._since)), self._besides(), eta)
         print(", ".join(one for one in said if one), file=self._stream, flush=True)
         self._shown_at, self._shown_step, self._since = self._clock(), self._step, []
 

@@ -34,8 +34,8 @@ class RunSettings:
     )
     stalled_after_s: float | None = setting(
         900.0,
-        doc="A worker that ends no step, checkpoint, evaluation or answer for so long writes the stacks of its threads to stalled.txt in "
-        "the run folder, once, and goes on waiting; longer than an evaluation takes to embed. null: never.",
+        doc="A worker that ends no step, checkpoint, evaluation, batch of one or answer for so long writes the stacks of its threads to "
+        "stalled.txt in the run folder, once, and goes on waiting; with several workers, longer than an evaluation takes. null: never.",
         above=0,
     )
 

@@ -126,12 +126,11 @@ def _scores(one: Standing) -> str:
 
 def _trouble(one: Standing) -> list[str]:
     """What is wrong, and what to do."""
-    busy = "; an evaluation says nothing while it embeds" if one.evaluating else ""
     said = {
         "": [],
         "dead": ["DEAD: its process is gone; the same command goes on from its last checkpoint"],
-        "stalled": [f"STALLED: its threads stand as {', '.join(map(str, one.stacks))} has them{busy}"],
-        "silent": [f"SILENT for {span(one.silent_s)}{busy}"],
+        "stalled": [f"STALLED: its threads stand as {', '.join(map(str, one.stacks))} has them"],
+        "silent": [f"SILENT for {span(one.silent_s)}"],
     }
     return said[one.trouble]
 

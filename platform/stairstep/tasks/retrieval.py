@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from stairstep.data import BatchPlan, Order, PairRow, PairSource, TextRow, TextSource, counts_of, fixed_sample
+from stairstep.evaluation.embed import Told, nobody
 from stairstep.evaluation.embeddings import EmbeddingStore
 from stairstep.evaluation.question_set import RetrievalResult, evaluate_pairs, evaluate_question_set, write_result
 from stairstep.evaluation.table import result_table
@@ -105,6 +106,8 @@ class RetrievalTask:
         self.answering = Answering(recipe.evaluation, reader, recipe.tiles, encoder.device, recipe.run.root, fresh)
         self.phases = PhasePlan(recipe.phases, recipe.optim.steps)
         self.results: list[RetrievalResult] = []
+        self.embedding: Told = nobody
+        """Hears how far an evaluation's embedding is; whoever runs the task sets it."""
         self._forward, backward = forward_and_backward(encoder.model)
         self._both = self._forward + self._forward + backward  # of a GradCache step: its first pass, and its second
         self._query_side = isinstance(recipe.task, RetrievalTaskSettings) and recipe.task.query_side
@@ -188,14 +191,14 @@ class RetrievalTask:
         """The results of every question set in the recipe's order, then of the held-out pairs."""
         settings = self.recipe.evaluation
         tile_side = FrozenDocuments(self.encoder) if self._query_side else None
-        results = [
-            self.answering.answered(evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side), step)
-            for one in self.rows.question_sets
-        ]
+        results = []
+        for one in self.rows.question_sets:
+            found = evaluate_question_set(self.encoder, self.reader, one, settings, self.store, tile_side, self.embedding)
+            results.append(self.answering.answered(found, step))
         held_out = [row for source in self.rows.validation for row in source]
         if settings.pairs and held_out:
             pairs = [held_out[index] for index in sorted(fixed_sample(len(held_out), settings.pairs, _SAMPLE_SEED))]
-            results.append(evaluate_pairs(self.encoder, self.reader, pairs, settings, self.store, tile_side))
+            results.append(evaluate_pairs(self.encoder, self.reader, pairs, settings, self.store, tile_side, self.embedding))
         return results
 
     def write_results(self, folder: Path, step: int) -> list[str]:

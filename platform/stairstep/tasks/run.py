@@ -102,6 +102,7 @@ class RunJournal:
         self._looks: dict[str, float] = {}
         self._notes: list[str] = []
         self._beside = Beside(folder)
+        self._at = 0  # the step that is being evaluated
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append an event; what is measured and not trained may come twice after a resume, and is kept once."""
@@ -150,6 +151,7 @@ class RunJournal:
 
     def evaluating(self, step: int) -> None:
         """Say so in the status."""
+        self._at = step
         if self.first:
             self.folder.set_status("evaluating", step, self.recipe.optim.steps)
 
@@ -157,7 +159,14 @@ class RunJournal:
         """Answers come in: the run lives."""
         self.watch.beat()
         self.folder.heartbeat(one.step, "evaluating")
+        self.progress.tick(f"{one.name} at step {one.step}: {one.done} of {one.of} questions done")
         self._listener.reading(one)
+
+    def embedding(self, what: str, done: int, of: int) -> None:
+        """An evaluation embeds: the run lives."""
+        self.watch.beat()
+        self.folder.heartbeat(self._at, "evaluating")
+        self.progress.tick(f"evaluating step {self._at}: {done} of {of} {what}")
 
     def hand_over(self, steps: Sequence[int]) -> list[int]:
         """Ask for the evaluation of checkpoints; a step that was evaluated is not asked for, one whose checkpoint is gone is dropped."""
@@ -174,6 +183,7 @@ class RunJournal:
         while self.first and (found := self._beside.found(step)) is None and wait and not self.stop_requested():
             self.folder.heartbeat(self._step(), "evaluating")
             self.watch.beat()
+            self.progress.tick(f"waiting for the evaluation of step {step}")
             time.sleep(_LOOK_S)
         selection = found.selection if found is not None else None
         told = torch.tensor([float(found is not None), selection or 0.0, float(selection is not None)], dtype=torch.float64)
@@ -239,7 +249,7 @@ def train(
             task = build_task(recipe, workers, folder)
             journal = RunJournal(recipe, folder, task, workers, stop, reported, listener)
             if isinstance(task, RetrievalTask):
-                task.answering.reading = folder.reading_file(journal.reading)
+                task.answering.reading, task.embedding = folder.reading_file(journal.reading), journal.embedding
             evaluation = recipe.evaluation
             beside = evaluation.max_pending if evaluation.mode == "beside" else 0
             cadence = Cadence(evaluation.loss_every, evaluation.every, recipe.checkpoints.every, evaluation.mode == "after", beside)
