@@ -26,6 +26,7 @@ def ray(patient: Patient) -> Answer:
     recipe = patient.recipe
     if not recipe.cluster.workers:
         raise NotLooked("the recipe trains in one process (cluster.workers: 0)")
+    from stairstep.cluster.beside import evaluator_resources
     from stairstep.cluster.session import check_resources, check_root, ray_session, resources_line, worker_resources
 
     check_root(recipe.run.root, recipe.cluster.address)
@@ -33,7 +34,8 @@ def ray(patient: Patient) -> Answer:
     with ray_session(recipe.cluster.address) as session:
         each = worker_resources(recipe.cluster)
         if session.private:
-            check_resources(recipe.cluster, each)
+            beside = recipe.evaluation.mode == "beside"
+            check_resources(recipe.cluster, each, evaluator_resources(recipe.cluster) if beside else None)
         return good(resources_line(recipe.cluster, each))
 
 

@@ -1,6 +1,8 @@
 #!/bin/bash
 # A Ray of the length of one Slurm job, one node with one GPU each, and one command on it. From the repository root, on a file system of all nodes:
-#   sbatch --nodes=4 docs/cluster/slurm.sh python -m jobs.train recipes/v8r.yaml run.root=/shared/runs cluster.workers=4 cluster.resources.train=1
+#   sbatch --nodes=4 docs/cluster/slurm.sh python -m jobs.train recipes/v8r.yaml run.root=/shared/runs cluster.workers=4 cluster.resources.train=1 \
+#     evaluation.reader.base_url=http://READER:8200/v1
+# It starts no reader: READER is a machine on which one runs (docs/cluster.md).
 #SBATCH --job-name=stairstep --ntasks-per-node=1 --exclusive --gpus-per-node=1 --time=12:00:00 --signal=B:TERM@900
 set -euo pipefail
 export PATH=$PWD/.venv/bin:$PATH PYTHONPATH=$PWD:$PWD/platform RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.ray/slurm-$SLURM_JOB_ID

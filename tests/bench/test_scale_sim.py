@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -176,6 +177,26 @@ def test_the_document_shows_what_the_script_computes():
         lines = scale_sim.table(name, [job(values_of(), gpus) for gpus in FLEETS])[2:]
         assert len(lines) == 2 + len(FLEETS)
         assert "\n".join(lines) in told, name
+
+
+def test_the_two_documents_do_not_give_two_answers_without_saying_why():
+    """docs/cluster.md takes the seconds that seed 000 speaks of, docs/scale.md the rate that it publishes; each names the other's."""
+    at, cluster = values_of(), " ".join((ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").split())
+    [images] = [one for one in scale_sim.training_phases(at, 1) if one.times == at["run.steps"] - at["run.text_steps"]]
+    alone, beside, eight = seed_run(at, 1), scale_sim.seed_run_beside(at, 1), scale_sim.seed_run_beside(at, 8)
+    assert f"at which a step takes {images.overlapped['GPU']:.0f}: {alone.seconds / 3600:.1f} hours and ${alone.cost:.0f} on one" in cluster
+    assert (
+        f"{beside.seconds / 3600:.1f} hours and ${beside.cost:.0f}, and {eight.seconds / 60:.0f} minutes and ${eight.cost:.0f}" in cluster
+    )
+    assert "About $30 a run" in cluster and "step taken as 5. " in cluster
+    scale = " ".join((ROOT / "docs" / "scale.md").read_text(encoding="utf-8").split())
+    assert "The $30 of [cluster.md](cluster.md#sizes-and-costs-of-seed-000s-run) for the same run" in scale
+    assert f"where this page comes to ${alone.cost:.0f}" in scale
+
+
+def test_the_results_are_of_the_inputs_as_they_are():
+    kept = json.loads(scale_sim.RESULTS.read_text(encoding="utf-8"))["inputs"]
+    assert kept == {name: asdict(one) for name, one in INPUTS.items()}
 
 
 # --- the inputs, held against what they are of

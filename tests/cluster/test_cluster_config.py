@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 import shutil
 import subprocess
 import zipfile
@@ -14,13 +15,20 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray
 import yaml
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from stairstep.cluster.beside import mode_of
+from stairstep.cluster.session import Session
+from stairstep.tasks import load_recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 KUBERAY: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "cluster" / "kuberay.yaml").read_text(encoding="utf-8"))
+RAYJOB: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "cluster" / "rayjob.yaml").read_text(encoding="utf-8"))
+DOCUMENT = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
 GROUPS = {"preprocess": (16, 0), "train": (8, 1), "evaluate": (4, 1), "reader": (2, 1)}  # most nodes, GPUs of a node
 
 
@@ -148,6 +156,45 @@ def test_kuberay_has_the_same_groups_a_token_and_the_locked_ray():
         assert one.get("labels", {}) == CONFIG["available_node_types"][name].get("labels", {})
         [container] = one["template"]["spec"]["containers"]
         assert int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) == gpus
+
+
+def seed_000s_command() -> list[str]:
+    """The words of the printed training of seed 000's run on AWS."""
+    aws = DOCUMENT.split("\n## AWS\n")[1].split("\n## ")[0]
+    [line] = [one for one in aws.splitlines() if "python -m jobs.train " in one]
+    return shlex.split(line.split(" -- ")[1])
+
+
+def test_a_rayjob_is_one_command_on_that_very_cluster_and_leaves_none_behind():
+    spec = RAYJOB["spec"]
+    assert RAYJOB["kind"] == "RayJob" and RAYJOB["apiVersion"] == KUBERAY["apiVersion"]
+    assert spec["rayClusterSpec"] == KUBERAY["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["backoffLimit"] == 0, "a second cluster for a run that has failed would fail as well"
+    words = [one.replace("/shared/stairstep/", "").replace("READER", "HEAD") for one in shlex.split(spec["entrypoint"])]
+    assert words == seed_000s_command()
+    carried, sent = (
+        yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"],
+        yaml.safe_load((ROOT / "runtime_env.yaml").read_text(encoding="utf-8")),
+    )
+    assert carried.pop("PYTHONPATH").split(":") == [f"/shared/stairstep/{one}".rstrip("/") for one in ("platform", "")]
+    assert carried == sent["env_vars"]
+
+
+def test_the_printed_run_of_seed_000_asks_for_its_groups_and_is_beside_where_none_of_them_has_a_node(monkeypatch: pytest.MonkeyPatch):
+    _, _, _, recipe, *overrides = seed_000s_command()
+    made = load_recipe(ROOT / recipe, overrides)
+    asked = {
+        "train": (made.cluster.resources, made.cluster.workers),
+        "evaluate": (made.cluster.evaluator_resources, made.cluster.evaluators),
+    }
+    for group, (resources, count) in asked.items():
+        assert resources == {group: 1.0}
+        assert 1 <= count <= GROUPS[group][0]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 0.0})
+    assert mode_of(made, Session(private=False, ours=True)) == "beside"
+    assert made.cluster.device == "cuda", "what a GPU group of no node does not show"
+    assert made.cluster.start_timeout_s >= 1800
 
 
 # --- what a job takes along

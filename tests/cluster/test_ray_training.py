@@ -109,6 +109,28 @@ def test_more_workers_than_this_machine_can_have(ray_here: None, recipe: MakeRec
     assert "GPU" in status.message
 
 
+def test_a_stop_ends_the_wait_for_nodes_and_leaves_no_wish_behind(
+    ray_here: None, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Ray that goes on afterwards, as in a sweep's trial; the wait itself would outlast this test's own limit."""
+    from ray.util import placement_group_table
+
+    from stairstep.cluster import session
+
+    def wished() -> list[Any]:
+        return [one for one in placement_group_table().values() if one["state"] == "PENDING"]
+
+    monkeypatch.setattr(session, "_started_here", lambda: False)
+    assert not wished()
+    other = recipe("never", "cluster.workers=64", "cluster.start_timeout_s=3600")
+    finished = train_on_ray(other, lambda: "the sweep is stopped" if wished() else "")
+    assert (finished.outcome.reason, finished.outcome.step) == ("stopped", 0)
+    assert not wished()
+    status = RunFolder.open(finished.folder).status
+    assert status is not None
+    assert status.state == "stopped"
+
+
 # --- soak
 
 

@@ -54,10 +54,14 @@ def evaluator_resources(cluster: ClusterSettings) -> dict[str, float]:
 
 
 def mode_of(recipe: Recipe, session: Session) -> Literal["inline", "after", "beside"]:
-    """The recipe's evaluation mode; auto: beside where evaluators have room besides the workers, or where the cluster may grow for them."""
+    """The recipe's evaluation mode; auto: beside where evaluators have room besides the workers, or a group that may grow.
+
+    A node group is named by `cluster.evaluator_resources`; it may well have no node yet, nor the workers' own, so none is looked for."""
     if recipe.evaluation.mode != "auto":
         return recipe.evaluation.mode
     cluster, there = recipe.cluster, ray.cluster_resources()
+    if cluster.evaluator_resources and not session.private:
+        return "beside"
     needed: dict[str, float] = {}
     for each, count in ((worker_resources(cluster), cluster.workers), (evaluator_resources(cluster), cluster.evaluators)):
         for name, amount in each.items():

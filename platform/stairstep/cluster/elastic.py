@@ -101,8 +101,10 @@ class GroupWatch:
         self.leaving = False
         """Whether a node of this group is about to go: its loss is no failure."""
 
-    def why(self, grows: Callable[[], bool]) -> str:
-        """Why the group is to stop; empty where it is not. Looks every few seconds; asks for room only while the run `grows`."""
+    def why(self, grows: Callable[[], bool], asked: bool = False) -> str:
+        """Why the group is to stop; empty where it is not. Looks every few seconds; asks for room only while the run `grows`.
+
+        A group that was `asked` to stop needs a while for it, and one of its nodes may be taken back meanwhile; room stays as it is."""
         now = time.monotonic()
         if now < self._look_at:
             return ""
@@ -110,7 +112,7 @@ class GroupWatch:
         if gone := nodes_of_group(self._place) & set(ray_state.get_draining_nodes()):
             self.leaving = True
             return f"a node of the workers is about to go ({', '.join(sorted(one[:12] for one in gone))})"
-        if not self._missing:
+        if asked or not self._missing:
             return ""
         self._room.ask(self._missing if grows() else 0)
         more = self._room.there()

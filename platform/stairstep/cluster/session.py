@@ -98,15 +98,17 @@ def worker_resources(cluster: ClusterSettings) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if gpu else {}), **cluster.resources}
 
 
-def check_resources(cluster: ClusterSettings, each: Mapping[str, float]) -> None:
-    """Refuse at once what a cluster that cannot grow will never have."""
-    there = ray.cluster_resources()
-    for name, amount in each.items():
-        if amount * cluster.least > there.get(name, 0):
+def check_resources(cluster: ClusterSettings, each: Mapping[str, float], evaluator: Mapping[str, float] | None = None) -> None:
+    """Refuse at once what a cluster that cannot grow will never have; `evaluator`: what each has, where evaluation is beside training."""
+    there, evaluator = ray.cluster_resources(), evaluator or {}
+    for name in dict.fromkeys((*each, *evaluator)):
+        if each.get(name, 0) * cluster.least + evaluator.get(name, 0) * cluster.evaluators > there.get(name, 0):
             key = "cluster.min_workers" if cluster.elastic else "cluster.workers"
+            beside = f", and {_evaluators(cluster)} with {shown(evaluator)} each beside them," if evaluator else ""
+            others = " or cluster.evaluators" if evaluator and cluster.evaluators > 1 else ""
             raise InputError(
-                f"{key}: {_wanted(cluster)} with {shown(each)} each were asked for, but this machine has "
-                f"{name} {there.get(name, 0):g}; lower {key}{_remedy(name)}"
+                f"{key}: {_wanted(cluster)} with {shown(each)} each{beside} were asked for, but this machine has "
+                f"{name} {there.get(name, 0):g}; lower {key}{others}{_remedy(name)}{', or say evaluation.mode=inline' if evaluator else ''}"
             )
 
 
@@ -138,6 +140,10 @@ def resources_line(cluster: ClusterSettings, each: Mapping[str, float]) -> str:
 def _wanted(cluster: ClusterSettings) -> str:
     count = f"{cluster.least} to {cluster.workers}" if cluster.elastic else str(cluster.workers)
     return f"{count} worker{'' if count == '1' else 's'}"
+
+
+def _evaluators(cluster: ClusterSettings) -> str:
+    return f"{cluster.evaluators} evaluator{'' if cluster.evaluators == 1 else 's'}"
 
 
 def shown(each: Mapping[str, float]) -> str:

@@ -52,16 +52,16 @@ def room_for(recipes: Iterable[Recipe], session: Session, wanted: int | None, be
     less what evaluators take beside them."""
     if wanted is not None and wanted < 1:
         raise InputError(f"--concurrency: expected at least 1, found {wanted}")
-    there, room = dict(ray.cluster_resources()), math.inf
+    there, room, counted = dict(ray.cluster_resources()), math.inf, False
     for one in {to_yaml(recipe.cluster): recipe.cluster for recipe in recipes}.values():
         cluster = replace(one, workers=max(1, one.workers))
         each = worker_resources(cluster)
         if session.private:
-            check_resources(cluster, each)
-        if beside:
+            check_resources(cluster, each, evaluator_resources(cluster) if beside else None)
+        if beside and not counted:
             for name, amount in evaluator_resources(cluster).items():
                 there[name] = there.get(name, 0.0) - amount * cluster.evaluators
-            beside = False  # trials share the evaluators
+            counted = True  # trials share the evaluators
         room = min(room, *(there.get(name, 0.0) // (amount * cluster.workers) for name, amount in each.items() if amount))
     room = int(room)
     if wanted is not None and session.private and wanted > room:

@@ -32,11 +32,12 @@ from stairstep.tasks.opening import Finished, open_run
 from stairstep.tasks.resolve import run_folder_path
 from stairstep.training import Outcome
 
-from .beside import EvaluatorPool, mode_of
+from .beside import EvaluatorPool, evaluator_resources, mode_of
 from .elastic import GroupWatch, Room, Sizing, pause_file
 from .losses import Loss, loss_of, timed_out
 from .screen import Relay, terminal_size, without_ray
 from .session import Session, check_resources, check_root, ray_session, resources_line, shown, worker_resources
+from .waiting import end_waiting
 from .work import PATIENCE_S, read_failure, wait_for_claim, work
 
 _LOG = logging.getLogger(__name__)
@@ -99,9 +100,10 @@ class _Driver:
             return self._run()
 
     def _run(self) -> Outcome:
+        beside = self.recipe.evaluation.mode == "beside"
         if self.session.private:
-            check_resources(self.cluster, self.each)
-        if self.recipe.evaluation.mode == "beside":
+            check_resources(self.cluster, self.each, evaluator_resources(self.cluster) if beside else None)
+        if beside:
             self.pool = EvaluatorPool(self.recipe, self.folder)
         lost, before = 0, (-1, "")
         for number in itertools.count(1):
@@ -111,8 +113,12 @@ class _Driver:
                 if outcome.reason != "stopped" or not pause_file(place).exists():
                     return outcome
             except _StoppedEarly:
+                if self.evaluation_error is not None:
+                    raise self.evaluation_error from None
                 return self._stopped()
             except (TrainingFailedError, RayActorError) as error:
+                if self.flag and not _screen(place).exists():
+                    return self._stopped()  # no worker began: their room was given up
                 loss = self._loss(error)
             if self.flag or self.stop_file.exists():
                 return self._stopped()
@@ -155,7 +161,7 @@ class _Driver:
 
     def _group(self, place: Path, size: int) -> Outcome:
         """One group of workers; the main thread stays free for signals and for what the first worker writes."""
-        relay = Relay(place.with_name(f"{place.name}.txt"))
+        relay = Relay(_screen(place))
         trainer = self._trainer(place, size, relay.path)
         self.watch = None
         ended: dict[str, Any] = {}
@@ -189,12 +195,14 @@ class _Driver:
                     raise _StoppedEarly  # closing the session ends what Ray has begun
                 if not self.stop_file.exists():
                     self.stop_file.write_text(self.flag.reason, encoding="utf-8")
+                if not relay.begun:
+                    end_waiting()
             if not relay.begun and time.monotonic() > quiet_until:
                 quiet_until = float("inf")
                 _LOG.info("no worker has begun yet: %s", resources_line(self.cluster, self.each))
-            if relay.begun and not pause_file(place).exists():
-                self.watch = self.watch or GroupWatch(self.cluster, size, self.room, place)
-                if why := self.watch.why(self._grows):
+            if relay.begun:
+                self.watch, asked = self.watch or GroupWatch(self.cluster, size, self.room, place), pause_file(place).exists()
+                if (why := self.watch.why(self._grows, asked)) and not asked:
                     _LOG.info("%s; the workers stop at a checkpoint, and others go on from it", why)
                     pause_file(place).write_text(why, encoding="utf-8")
 
@@ -262,6 +270,11 @@ class _Driver:
         step = self._last_step()
         self.folder.set_status("stopped", step, self.recipe.optim.steps, message="stopped")
         return Outcome("stopped", step, None, None)
+
+
+def _screen(place: Path) -> Path:
+    """What the first worker of a group writes for the terminal; it is there as soon as that worker has begun."""
+    return place.with_name(f"{place.name}.txt")
 
 
 @contextmanager

@@ -32,7 +32,10 @@ from .screen import on_screen
 
 _LOG = logging.getLogger(__name__)
 _FAILURE = "failure.json"
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
+"""How long a claim is waited for whose holder may be dying. An NFSv4 server keeps the locks of a lost node until its lease is over, by
+default 90 seconds, and may look for leases that are over only once in as long."""
+_FOLDER_S = 30.0
 _LOOK_S = 0.5
 
 
@@ -81,7 +84,7 @@ def _report(path: Path, step: int, values: Mapping[str, float]) -> None:
     ray_report({"step": step, "run_folder": str(path), "time": time.time(), **values})
 
 
-def wait_for_folder(path: Path, patience_s: float = PATIENCE_S / 2) -> None:
+def wait_for_folder(path: Path, patience_s: float = _FOLDER_S) -> None:
     """The driver has opened the run; a shared file system may show it a little later, one that is not shared never will."""
     end = time.monotonic() + patience_s
     while not RunFolder(path).holds_run():
