@@ -4,12 +4,13 @@ python -m jobs.doctor recipes/tinywiki.yaml
 python -m jobs.doctor recipes/v8r.yaml run.root=/data/runs       with overrides
 python -m jobs.doctor recipes/tinywiki.yaml --json               the same as JSON
 
-✓ it is well, ✗ it is not, – not looked at. The exit code is 1 where something is wrong that the recipe needs.
+✓ it is well, ✗ it is not, – not looked at; each line as its check ends. The exit code is 1 where something is wrong that the recipe needs.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.common import parse, parser, run
@@ -44,15 +45,16 @@ def main(arguments: list[str]) -> int:
     made = parser(__doc__ or "")
     made.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, recipe = parse(made, arguments)
-    from stairstep.tasks.doctor import Check, examine, table
+    from stairstep.tasks.doctor import Check, examine, verdict
 
     logging_setup()
-    findings = examine(recipe, (Check("ray", ray),))
+    checks = (Check("ray", ray),)
+    findings = examine(recipe, checks) if options.json else examine(recipe, checks, partial(print, flush=True))
     ready = not any(one.stops for one in findings)
     if options.json:
         print(json.dumps({"recipe": options.recipe, "ready": ready, "findings": [one.plain() for one in findings]}, ensure_ascii=False))
     else:
-        print(table(findings))
+        print(f"\n{verdict(findings)}")
     return 0 if ready else 1
 
 

@@ -307,7 +307,10 @@ def _restore(trainer: Trainer, task: RunTask, checkpoint: Path) -> None:
 def device_of(recipe: Recipe) -> torch.device:
     """Where this process computes."""
     if recipe.cluster.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("cluster.device: cuda was asked for, but torch sees no GPU here; say cluster.device=auto")
+        raise InputError(
+            "cluster.device: cuda was asked for, but torch sees no GPU here; start it where there is one, or, for a model as small as the"
+            " tiny ones, say cluster.device=auto, which takes the CPU"
+        )
     if recipe.cluster.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

@@ -7,13 +7,13 @@ starts: it reads first rows, decodes a few tiles and touches no network.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from stairstep.settings import InputError
 
 from ..recipe import Recipe
 from . import inputs, machine, models, services
-from .findings import Answer, Check, Finding, NotLooked, bad, good, left, run_checks, table
+from .findings import Answer, Check, Finding, NotLooked, bad, entry, good, left, run_checks, table, verdict
 from .patient import Patient
 from .services import ask_grader, ask_reader
 
@@ -42,10 +42,13 @@ class PreflightError(InputError):
     """What stops a run before it starts; all of it in one message."""
 
 
-def examine(recipe: Recipe, further: Sequence[Check[Patient]] = ()) -> list[Finding]:
-    """Every finding about a recipe as it was loaded; `further`: checks of the caller's own, such as Ray's."""
-    patient = Patient(recipe)
-    return run_checks((_RECIPE, *_QUICK, *further), patient, patient.elsewhere)
+def examine(recipe: Recipe, further: Sequence[Check[Patient]] = (), told: Callable[[str], None] = lambda lines: None) -> list[Finding]:
+    """Every finding about a recipe as it was loaded; `further`: checks of the caller's own, such as Ray's.
+
+    `told` is given each finding's lines of the table as it ends, for some checks take minutes."""
+    patient, checks = Patient(recipe), (_RECIPE, *_QUICK, *further)
+    width = max(len(one.name) for one in checks)
+    return run_checks(checks, patient, patient.elsewhere, lambda finding: told(entry(finding, width)))
 
 
 def preflight(recipe: Recipe) -> None:
@@ -83,4 +86,5 @@ __all__ = [
     "left",
     "preflight",
     "table",
+    "verdict",
 ]

@@ -86,9 +86,15 @@ def left(said: str) -> Answer:
     return Answer("open", said)
 
 
-def run_checks(checks: Iterable[Check[P]], patient: P, elsewhere: bool = False) -> list[Finding]:
-    """The findings of all checks, whatever becomes of any of them; `elsewhere`: local checks stop nothing."""
-    return [_run(check, patient, elsewhere) for check in checks]
+def run_checks(
+    checks: Iterable[Check[P]], patient: P, elsewhere: bool = False, told: Callable[[Finding], None] = lambda finding: None
+) -> list[Finding]:
+    """The findings of all checks, whatever becomes of any of them; `elsewhere`: local checks stop nothing; `told`: of each as it ends."""
+    findings = []
+    for check in checks:
+        findings.append(_run(check, patient, elsewhere))
+        told(findings[-1])
+    return findings
 
 
 def _run(check: Check[P], patient: P, elsewhere: bool) -> Finding:
@@ -121,23 +127,23 @@ def _joined(one: str, other: str) -> str:
 
 
 def table(findings: Sequence[Finding]) -> str:
-    """The findings as lines for a person, what to do below what is wrong."""
+    """The findings as lines for a person, what to do below what is wrong, and what follows from all of them."""
     width = max((len(one.check) for one in findings), default=0)
-    lines = []
-    for one in findings:
-        lines += _lines(one, width)
+    return "\n".join([*(entry(one, width) for one in findings), "", verdict(findings)])
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Whether the recipe can run, and which checks are worth a look."""
     stops = [one.check for one in findings if one.stops]
     other = [one.check for one in findings if one.answer.state == "bad" and not one.answer.needed]
-    lines.append("")
-    lines.append(f"not ready: {', '.join(stops)}" if stops else "ready")
-    if other:
-        lines[-1] += f" (worth a look: {', '.join(other)})"
-    return "\n".join(lines)
+    said = f"not ready: {', '.join(stops)}" if stops else "ready"
+    return f"{said} (worth a look: {', '.join(other)})" if other else said
 
 
-def _lines(one: Finding, width: int) -> list[str]:
+def entry(one: Finding, width: int) -> str:
+    """A finding as lines for a person, the check's name in a column of `width`."""
     answer = one.answer
     said, *further = answer.said.splitlines() or [""]
     indent = " " * (width + 4)
     lines = [f"{MARKS[answer.state]} {one.check:<{width}}  {said}", *(f"{indent}{line}" for line in further)]
-    return [*lines, f"{indent}→ {answer.do}"] if answer.do else lines
+    return "\n".join([*lines, f"{indent}→ {answer.do}"] if answer.do else lines)

@@ -139,8 +139,10 @@ def memory(patient: Patient) -> Answer:
         where = None
     kind = where.type if where is not None else "cuda"
     estimate = memory_estimate(recipe, model, patient.tile_size, [row.passage for row in patient.texts], kind)
+    unseen = bool(recipe.data.train) and patient.tile_size is None  # then the chunk is of the largest tiles that the recipe allows
     listed = ", ".join(f"{name} {size(part)}" for name, part in estimate.parts.items())
     said = f"about {size(estimate.total)} a worker: {listed} (chunk: {estimate.chunk})"
+    said = f"tiles not seen yet; with the largest that the recipe allows {said}" if unseen else said
     if where is None:
         return left(f"{said}; there is no GPU to hold it against")
     if kind == "cuda" and recipe.cluster.workers and not patient.deep:
@@ -151,6 +153,8 @@ def memory(patient: Patient) -> Answer:
     said = f"{said}; {owner} has {size(there)}" + (f" for {workers} workers" if workers > 1 else "")
     if estimate.total * workers <= there:
         return good(f"{said}{'; that is close' if estimate.total * workers > CLOSE * there else ''}")
+    if unseen:
+        return left(f"{said}: look again once the tiles are here, for smaller ones take less")
     return bad(
         said,
         "say model.gradient_checkpointing=true (the same result, slower), or lower objective.gradcache.chunk_tokens or chunk_items",
@@ -158,7 +162,7 @@ def memory(patient: Patient) -> Answer:
 
 
 def disk(patient: Patient) -> Answer:
-    """That the run root can be written, and has room for what the run leaves there."""
+    """That the run root can be written, and has room for what the run leaves there; what is not counted is said."""
     recipe = patient.recipe
     remote = place(recipe.run.root)
     if isinstance(remote, ObjectFolder):
@@ -183,9 +187,21 @@ def disk(patient: Patient) -> Answer:
     parts = disk_estimate(recipe, model, sum(len(one.questions) for one in sets), sum(len(one.tiles) for one in sets))
     wanted = sum(parts.values())
     said = f"{root}: about {size(wanted)} ({', '.join(f'{name} {size(part)}' for name, part in parts.items() if part)}), {size(free)} free"
+    said += "".join(f"\nnot counted: {one}" for one in _uncounted(recipe, len(sets)))
     if wanted > free:
         return bad(said, "make room, choose another run.root, or lower checkpoints.keep or evaluation.cache_states")
     return good(said)
+
+
+def _uncounted(recipe: Recipe, sets: int) -> list[str]:
+    """What else may come to lie on this disk, in words; `sets`: how many of the question sets were read."""
+    found = []
+    lacking = len(recipe.evaluation.sets) - sets
+    if lacking:
+        found.append(f"embeddings and rows of {lacking} of {len(recipe.evaluation.sets)} question sets, which could not be read")
+    if recipe.data.fetch:
+        found.append("what python -m jobs.fetch brings, which goes below the first of data.roots; it looks for room there itself")
+    return found
 
 
 def _standing(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from peft import PeftModel
@@ -12,7 +13,7 @@ from stairstep.models.load import resolve_attention, trainable_line
 from stairstep.models.settings import ModelSettings
 from stairstep.models.sources import fetch, locate
 from stairstep.models.weights import read_config, weight_files
-from stairstep.settings import InputError
+from stairstep.settings import InputError, UnreachableError
 
 from .findings import Answer, NotLooked, bad, good
 from .patient import Patient, hub_folder, is_hub_id
@@ -21,7 +22,10 @@ from .patient import Patient, hub_folder, is_hub_id
 def model(patient: Patient) -> Answer:
     """The base's config, weights and tokenizer, and the attention that the recipe asks for."""
     settings = patient.recipe.model
-    said, folder = _base(settings, patient.deep)
+    try:
+        said, folder = _base(settings, patient.deep)
+    except UnreachableError as error:
+        return replace(bad(str(error), f"python -m jobs.fetch with this recipe brings {settings.base} too"), error=error)
     if settings.tokenizer is not None:
         folder = locate(settings.tokenizer, None, "model.tokenizer").folder if patient.deep or not is_hub_id(settings.tokenizer) else None
     if patient.deep and folder is not None:
