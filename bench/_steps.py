@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,8 +77,18 @@ def moved(encoder: Encoder) -> Encoder:
     return encoder
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Chunks of a step, those whose graph was kept from the first pass, and how many of either are chunks of tiles."""
+
+    chunks: int
+    kept: int
+    tile_chunks: int
+    tile_kept: int
+
+
 class Steps:
-    """An encoder with the loss, and its step as the platform makes it."""
+    """An encoder with the loss, and its step as the platform makes it; `kept`: of the last one."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -85,13 +96,24 @@ class Steps:
         self.objective = build_objective(ObjectiveSettings(temperature=temperature)).to(encoder.device)
         self.parameters: list[nn.Parameter] = [one for members in encoder.groups().values() for _, one in members]
         self.step = 0
+        self.kept: Kept | None = None
 
     def ours(self, batch: Batch, settings: GradCacheSettings) -> float:
         """A step of the platform, with everything that it does for a batch."""
         chunks, encode, loss = self.parts(batch, settings)
         options: dict[str, Any] = {"device": self.encoder.device, "seed": 0, "step": self.step}
+        encoded: Counter[int] = Counter()
+
+        def counted(chunk: Chunk) -> Tensor:
+            encoded[chunk.index] += 1
+            return encode(chunk)
+
         keep = settings.keep_graphs_mb
-        return cached_step(chunks, encode, loss, parameters=self.parameters, keep_graphs_mb=keep, **options).loss
+        found = cached_step(chunks, counted, loss, parameters=self.parameters, keep_graphs_mb=keep, **options)
+        tiles = [chunk.index for chunk in chunks if chunk.side == "document"]
+        once = sum(encoded[index] == 1 for index in tiles)  # a chunk without its graph is encoded again
+        self.kept = Kept(found.own_chunks, found.own_kept_chunks, len(tiles), once)
+        return found.loss
 
     def parts(self, batch: Batch, settings: GradCacheSettings) -> tuple[list[Chunk], Callable[[Chunk], Tensor], Loss]:
         """The batch cut into chunks, how a chunk is encoded, and the loss over all."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,42 @@ def test_both_sides_take_the_same_steps_and_their_parts_are_the_whole(
     assert report["losses_off"] <= step.TOLERANCE
     assert "losses of 5 steps" in said, "two blocks of two, and the profiled one"
     assert report["ratios"] == [report["blocks"]["ours"][0]["step"] / report["blocks"]["plain"][0]["step"]]
+
+
+class Waiting:
+    """A step that computes little, and waits while other threads compute much."""
+
+    def __init__(self, operators: bool) -> None:
+        self.operators, self.made = operators, 0
+
+    def run(self, step: int) -> None:
+        stop = threading.Event()
+
+        def decode() -> None:
+            while not stop.is_set():
+                torch.randn(200, 200) @ torch.randn(200, 200)
+                self.made += 1
+
+        threads = [threading.Thread(target=decode) for _ in range(2)]
+        for one in threads:
+            one.start()
+        started = time.perf_counter()
+        while time.perf_counter() - started < 0.3 or not self.made:
+            if self.operators:
+                torch.randn(200, 200) @ torch.randn(200, 200)
+            else:
+                time.sleep(0.01)
+        stop.set()
+        for one in threads:
+            one.join()
+
+    def pause(self) -> None: ...
+
+
+def test_what_other_threads_compute_meanwhile_is_not_inside_of_a_step():
+    idle, busy = Waiting(operators=False), Waiting(operators=True)
+    assert step.outside_operators(idle, 1) > 0.99 and idle.made
+    assert step.outside_operators(busy, 1) < 0.99, "its own operators are"
 
 
 def test_a_clock_counts_what_it_was_given_and_what_raises_too():
