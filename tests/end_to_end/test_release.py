@@ -121,7 +121,7 @@ def test_from_the_hub_to_an_evaluation_with_nothing_unpacked(release: dict[str, 
         "model: {base: tiny-embedder, dtype: float32}\n"
         "optim: {batch: 4, steps: 3, schedule: {warmup_steps: 0}}\n"
         "phases: {text_warmup_steps: 1}\n"
-        "evaluation: {every: 3, loss_every: 0, reader: null}\n"
+        "evaluation: {every: 3, loss_every: 0, reader: null, selection_metric: hit@1}\n"
         "cluster: {workers: 0, device: cpu}\n"
     )
     module = hub_server()
