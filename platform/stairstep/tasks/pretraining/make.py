@@ -58,6 +58,7 @@ STAGES: dict[TinyModel, tuple[Stage, ...]] = {
         Stage("reading", "reading"),
         Stage("evidence", "evidence"),
         Stage("questions", "questions"),
+        Stage("comparing", "comparing"),
     ),
 }
 
