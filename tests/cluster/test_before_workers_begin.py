@@ -167,9 +167,12 @@ def has(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return say
 
 
-def test_workers_and_evaluators_have_to_fit_a_machine_that_cannot_grow(driver: MakeDriver, has: Callable[..., None]) -> None:
+def test_workers_and_evaluators_have_to_fit_a_machine_that_cannot_grow(
+    driver: MakeDriver, has: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An evaluator would take its CPU first, and the workers wait for theirs to no end."""
     has(CPU=2.0)
+    monkeypatch.setattr(train, "EvaluatorPool", lambda *_: pytest.fail("evaluators were started all the same"))
     said = (
         r"cluster.workers: 2 workers with CPU 1 each, and 1 evaluator with CPU 1 each beside them, were asked for, but this machine has "
         r"CPU 2; lower cluster.workers or cluster.cpus_per_worker, or say evaluation.mode=inline"

@@ -45,6 +45,7 @@ _COLLECTIVE_TIMEOUT_S = 2 * 3600  # the others wait while the first worker evalu
 _POLL_S = 0.2
 _SHORTLY_S = 5.0  # processes that were killed need a moment to die
 _QUIET_S = 60.0  # when workers that have not come are worth a line
+_END_S = 2.0  # between two looks for a wish for room that has to be taken back
 _TAKEN_S = 60.0  # for workers whose room was there a moment ago
 
 
@@ -185,7 +186,7 @@ class _Driver:
         return Outcome(**ended["value"])
 
     def _attend(self, thread: threading.Thread, relay: Relay, place: Path, size: int) -> None:
-        quiet_until = time.monotonic() + _QUIET_S
+        quiet_until, end_at = time.monotonic() + _QUIET_S, 0.0
         while thread.is_alive():
             thread.join(_POLL_S)
             relay.poll()
@@ -195,8 +196,9 @@ class _Driver:
                     raise _StoppedEarly  # closing the session ends what Ray has begun
                 if not self.stop_file.exists():
                     self.stop_file.write_text(self.flag.reason, encoding="utf-8")
-                if not relay.begun:
+                if not relay.begun and time.monotonic() > end_at:
                     end_waiting()
+                    end_at = time.monotonic() + _END_S
             if not relay.begun and time.monotonic() > quiet_until:
                 quiet_until = float("inf")
                 _LOG.info("no worker has begun yet: %s", resources_line(self.cluster, self.each))
