@@ -138,14 +138,14 @@ def test_answers_are_those_of_plain_transformers(reader, exam, processor):
 
 
 def test_it_answers_from_the_right_tile(reader, exam):
-    assert score(reader, exam, "single")[0] >= 0.8
+    assert score(reader, exam, "single")[0] >= 0.85
 
 
-def test_a_wrong_tile_is_told_far_more_often_than_a_right_one(reader, exam):
+def test_a_wrong_tile_is_told_and_a_right_one_is_not_doubted(reader, exam):
     told = score(reader, exam, "wrong_tile")[0]
     doubted = sum(said == UNKNOWN for said in score(reader, exam, "single")[1]) / QUESTIONS
-    assert told >= 0.5
-    assert told > 2 * doubted
+    assert told >= 0.8
+    assert doubted <= 0.1
 
 
 def test_blank_tiles_give_no_answer(reader, exam):
@@ -153,7 +153,7 @@ def test_blank_tiles_give_no_answer(reader, exam):
 
 
 def test_swapped_values_give_the_swapped_answers(reader, exam):
-    assert score(reader, exam, "swapped")[0] >= 0.8
+    assert score(reader, exam, "swapped")[0] >= 0.85
 
 
 # --- the embedder has learned something, and has something left to learn
