@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -212,6 +213,23 @@ def test_a_group_that_gave_way_and_one_that_was_taken_back_cost_nothing(driver: 
 def test_a_lost_group_costs_a_restart(driver: Callable[..., _Driver]) -> None:
     with pytest.raises(TrainingError, match=r"worker 1 was lost .*no restart is left"):
         driver(paused, lost, finished).run()
+
+
+@pytest.mark.parametrize(("end", "error"), [(finished, None), (lambda *_: STOPPED, None), (lost, TrainingError)])
+def test_however_a_run_ends_it_wants_no_evaluation_afterwards(
+    driver: Callable[..., _Driver], end: Callable[..., Outcome], error: type[Exception] | None
+) -> None:
+    order: list[str] = []
+
+    def group(self: _Driver, place: Path) -> Outcome:
+        self.pool = SimpleNamespace(close=lambda: order.append("closed"))  # type: ignore[assignment]
+        order.append("trained")
+        return end(self, place)
+
+    one = driver(group)
+    with pytest.raises(error) if error else nullcontext():
+        one.run()
+    assert order == ["trained", "closed"]
 
 
 def test_a_stop_is_a_stop_also_where_a_group_gives_way(driver: Callable[..., _Driver]) -> None:

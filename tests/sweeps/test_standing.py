@@ -145,6 +145,17 @@ def test_a_dead_run_a_silent_one_a_slow_one_and_one_that_left_its_stacks(tmp_pat
     assert f"  STALLED: its threads stand as {stacks} has them" in run_lines(standing_of(stalled, NOW))
 
 
+def test_an_evaluator_that_hangs_stalls_only_the_run_that_waits_for_it(tmp_path: Path):
+    for state, trouble in (("running", ""), ("evaluating", "stalled")):
+        path = make_run(tmp_path / state, state, heartbeat=NOW - 30)  # type: ignore[arg-type]
+        stacks = path / "stalled-evaluation-40.txt"
+        stacks.write_text("Thread …")
+        os.utime(stacks, (NOW - 10, NOW - 10))
+        one = standing_of(path, NOW)
+        assert one.trouble == trouble
+        assert any(str(stacks) in line for line in run_lines(one)) == (trouble == "stalled")
+
+
 def test_a_folder_of_runs_is_a_line_each_and_one_that_cannot_be_read_stops_no_other(tmp_path: Path):
     good = make_run(tmp_path / "good")
     evaluated(good, 40, 0.5, 0.25)

@@ -98,7 +98,11 @@ class _Driver:
     def run(self) -> Outcome:
         """Set up groups of workers until the run ends; a lost worker costs one of `cluster.max_failures`, a preempted one none."""
         with closing(self.room):
-            return self._run()
+            try:
+                return self._run()
+            finally:
+                if self.pool is not None:
+                    self.pool.close()
 
     def _run(self) -> Outcome:
         beside = self.recipe.evaluation.mode == "beside"

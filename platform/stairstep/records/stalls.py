@@ -18,11 +18,22 @@ from .files import temporary_name
 
 _LOG = logging.getLogger(__name__)
 STALLED = "stalled*.txt"
+_OF_EVALUATION = "stalled-evaluation-"
 
 
 def stall_path(folder: Path, rank: int = 0) -> Path:
     """Where a worker of a run leaves its stacks."""
     return folder / (f"stalled-{rank}.txt" if rank else "stalled.txt")
+
+
+def evaluation_stall_path(folder: Path, step: int) -> Path:
+    """Where an evaluator beside training leaves its stacks; the run itself may well get on meanwhile."""
+    return folder / f"{_OF_EVALUATION}{step}.txt"
+
+
+def of_evaluation(stacks: Path) -> bool:
+    """Whether stacks are those of an evaluator beside training."""
+    return stacks.name.startswith(_OF_EVALUATION)
 
 
 class StallWatch:

@@ -17,7 +17,7 @@ from stairstep.evaluation.evaluated import steps_evaluated
 from stairstep.records import RunFolder, Status, read_json, result_paths, series
 from stairstep.records.pace import SECONDS, WINDOW, Pace, pace_of
 from stairstep.records.reading import Reading
-from stairstep.records.stalls import STALLED
+from stairstep.records.stalls import STALLED, of_evaluation
 from stairstep.settings import DataError, InputError
 from stairstep.tasks import load_recipe
 from stairstep.tasks.beside import Beside
@@ -70,7 +70,8 @@ def standing_of(path: Path, now: float | None = None) -> Standing:
     steps, every = recipe.optim.steps, recipe.evaluation.every
     due = sorted({*range(0, steps + 1, every), steps} - set(evaluated)) if recipe.evaluation.sets else []
     pace = pace_of(trained[-WINDOW:])
-    stacks = sorted(one for one in path.glob(STALLED) if one.stat().st_mtime >= status.heartbeat)
+    waits = status.state == "evaluating"  # otherwise the run gets on, whatever holds up an evaluator beside it
+    stacks = sorted(one for one in path.glob(STALLED) if one.stat().st_mtime >= status.heartbeat and (waits or not of_evaluation(one)))
     losses = {name: series(rows, f"{name}/loss")[-1:] for name in ("train", "validation")}
     return Standing(
         path=path,

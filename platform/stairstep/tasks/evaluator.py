@@ -1,10 +1,14 @@
 """Who evaluates beside training: a process that keeps the base model and takes one run's weights after the other's.
 
 It computes what the run itself would have computed while training waited: the same rows, the same code, the weights of the checkpoint.
+A run may take its wish back at any time: then nothing more is asked for it, and nothing is written.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from stairstep.models.load import load_encoder
 from stairstep.models.settings import ModelSettings
 from stairstep.objectives import Alone
 from stairstep.records import RunFolder
+from stairstep.records.reading import Reading
+from stairstep.records.stalls import StallWatch
 from stairstep.settings import build, from_plain
 
 from .beside import Beside, Found
@@ -27,6 +33,13 @@ from .retrieval import RetrievalTask
 from .run import Listener, Nobody, device_of
 from .tile_check import QUARANTINE, read_quarantine, without
 
+_LOG = logging.getLogger(__name__)
+_LOOK_S = 5.0  # between two looks whether what is embedded for is still wanted
+
+
+class _Withdrawn(Exception):
+    """The run has taken its wish back meanwhile."""
+
 
 class Evaluator:
     """Evaluates checkpoints of any run; what two of them share is loaded once."""
@@ -37,19 +50,52 @@ class Evaluator:
         self._run: tuple[Recipe, RetrievalTask] | None = None
 
     def evaluate(self, plain: Mapping[str, Any], step: int) -> None:
-        """Evaluate a step of the run of a (plain, resolved) recipe, and tell the run."""
+        """Evaluate a step of the run of a (plain, resolved) recipe, and tell the run; nothing is done where that is not wanted any more."""
         recipe = build(Recipe, from_plain(plain, "recipe"))
         compute_with(recipe.run.threads)
         folder = RunFolder(run_folder_path(recipe))
+        beside = Beside(folder)
+        if folder.holds_run() and not beside.wants(step):  # a folder that is not seen here at all is an error, which what follows tells
+            return
+        beside.alive(step)
+        with StallWatch(beside.stacks(step), recipe.run.stalled_after_s, tell=False) as watch:  # the run's driver tells it
+            try:
+                self._evaluate(recipe, folder, beside, step, watch)
+            except _Withdrawn:
+                _LOG.info("%s: step %d is not wanted any more; its evaluation ends here", folder.path, step)
+
+    def _evaluate(self, recipe: Recipe, folder: RunFolder, beside: Beside, step: int, watch: StallWatch) -> None:
+        listener, looked = self._listener(folder.path), time.monotonic()
+
+        def lives() -> None:
+            nonlocal looked
+            looked = time.monotonic()
+            if not beside.alive(step):
+                raise _Withdrawn
+
+        def embedding(what: str, done: int, of: int) -> None:
+            watch.beat()
+            if time.monotonic() - looked >= _LOOK_S:  # of a file that is shared, and it is told of every tile
+                lives()
+
+        def reading(one: Reading) -> None:
+            watch.beat()
+            lives()
+            listener.reading(one)
+
         task = self._task(recipe, folder)
         task.load(folder.checkpoint_path(step))
-        task.answering.reading = folder.reading_file(self._listener(folder.path).reading)
+        watch.beat()
+        task.answering.reading, task.embedding = folder.reading_file(reading), embedding
         report = task.evaluate(step)
+        if not beside.wants(step):
+            raise _Withdrawn
         notes = task.write_results(folder.path, step)
-        Beside(folder).write(step, Found(report.metrics, report.selection, tuple(notes)))
+        beside.write(step, Found(report.metrics, report.selection, tuple(notes)))
 
     def _task(self, recipe: Recipe, folder: RunFolder) -> RetrievalTask:
         if self._run is None or self._run[0] != recipe:
+            self._drop_task()
             archives = open_archives(recipe)
             rows, reader = load_measured_rows(recipe, archives), tile_reader(recipe, archives)
             rows = without({Path(one.tile) for one in read_quarantine(folder.path / QUARANTINE)}, rows)  # as the run found them
@@ -57,8 +103,14 @@ class Evaluator:
             self._run = recipe, RetrievalTask(recipe, self._encoder(recipe), rows, reader, Alone(), store)
         return self._run[1]
 
+    def _drop_task(self) -> None:
+        if self._run is not None:
+            self._run[1].close()
+        self._run = None
+
     def _encoder(self, recipe: Recipe) -> Encoder:
         if self._model is None or self._model[0] != recipe.model:
-            self._model = None  # two models need not fit
+            self._model = None
+            gc.collect()  # two models need not fit, and what belongs to one refers to itself in circles
             self._model = recipe.model, load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
         return self._model[1]

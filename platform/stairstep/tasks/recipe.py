@@ -69,7 +69,9 @@ class ClusterSettings:
     evaluator_cpus: float = setting(1.0, doc="CPUs that Ray reserves for each evaluator.", minimum=0)
     evaluator_resources: dict[str, float] = setting(doc="Custom resources of each evaluator, to place it on a node group.", factory=dict)
     max_failures: int = setting(2, doc="How often a lost worker or evaluator may be replaced before the run fails.", minimum=0)
-    start_timeout_s: float = setting(300.0, doc="Longest wait for the workers' resources.", above=0)
+    start_timeout_s: float = setting(
+        300.0, doc="Longest wait for the workers' resources, and for an evaluator's while something is to be evaluated.", above=0
+    )
 
     def check(self) -> None:
         """A run is not asked to begin with more than it may have."""

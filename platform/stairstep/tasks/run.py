@@ -181,9 +181,10 @@ class RunJournal:
         """What an evaluator has found of a step; waits for it, if told to, until a stop is asked for."""
         found = None
         while self.first and (found := self._beside.found(step)) is None and wait and not self.stop_requested():
-            self.folder.heartbeat(self._step(), "evaluating")
-            self.watch.beat()
             self.progress.tick(f"waiting for the evaluation of step {step}")
+            if not self._beside.hangs(step):  # else the run's own silence says so
+                self.folder.heartbeat(self._step(), "evaluating")
+                self.watch.beat()
             time.sleep(_LOOK_S)
         selection = found.selection if found is not None else None
         told = torch.tensor([float(found is not None), selection or 0.0, float(selection is not None)], dtype=torch.float64)
