@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,18 +14,21 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
-from stairstep.cluster.beside import RemoteEvaluator
+from stairstep.cluster.beside import EvaluatorPool, RemoteEvaluator
 from stairstep.cluster.train import train_on_ray
 from stairstep.cluster.work import failure_of
-from stairstep.records import MetricLog, read_json, read_json_lines
-from stairstep.settings import InputError, TrainingError, to_plain
+from stairstep.records import MetricLog, RunFolder, read_json, read_json_lines
+from stairstep.settings import InputError, TrainingError, UnreachableError, to_plain
+from stairstep.tasks.beside import Beside
 from stairstep.tasks.opening import Finished
 from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.usefixtures("ray_here")
+NAME = "stairstep-evaluator-0"
 STEPS = (0, 4, 8)
 TIMES = {"timings", "calls", "embeddings"}
 
@@ -53,6 +58,14 @@ def evaluators() -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def at_work(one: psutil.Process) -> bool:
+    """Whether an evaluator is evaluating: Ray puts it into its title."""
+    try:
+        return one.cmdline()[:1] == ["ray::RemoteEvaluator.evaluate"]
+    except psutil.Error:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +103,41 @@ def test_evaluators_that_die_too_often_end_the_run(
     recipe: Callable[..., Any], background: Callable[..., Future[Any]], tools: SimpleNamespace
 ) -> None:
     own = ("cluster.workers=1", "evaluation.mode=beside", "evaluation.cache=false", "cluster.max_failures=0", "optim.steps=2000")
-    before = {one.pid for one in evaluators()}  # of the test before: evaluators live as long as their job
     running = background(train_on_ray, recipe("deaths", *own))
-    folder = recipe("deaths", *own).run.root
-    tools.wait(lambda: list(Path(folder).glob("deaths/beside/wanted-*")) or running.done(), "a wish")
-    (victim,) = [one for one in evaluators() if one.pid in before or not before]
-    tools.kill(victim)
-    with pytest.raises(TrainingError, match=r"evaluators died 1 times, the last one at step \d+ \(cluster.max_failures: 0\)"):
-        running.result(timeout=400)
+    stop = Path(recipe("deaths", *own).run.root) / "deaths" / "stop"
+    try:
+        victim = tools.wait(lambda: next((one for one in evaluators() if at_work(one)), None) or running.done(), "an evaluation")
+        tools.kill(victim)
+        with pytest.raises(TrainingError, match=r"evaluators died 1 times, the last one at step \d+ \(cluster.max_failures: 0\)"):
+            running.result(timeout=400)
+    finally:
+        if not running.done():
+            stop.touch()
+
+
+def test_an_evaluator_for_which_there_is_no_place_ends_the_run(recipe: Callable[..., Any]) -> None:
+    with suppress(ValueError):  # of the tests before: evaluators live as long as their job
+        ray.kill(ray.get_actor(NAME))
+    own = ("evaluation.mode=beside", "cluster.workers=1", "cluster.evaluator_resources.nowhere=1", "cluster.start_timeout_s=3")
+    made = recipe("nowhere", *own)
+    folder = RunFolder.create(Path(made.run.root) / "nowhere")
+    folder.checkpoint_path(4).mkdir()
+    assert Beside(folder).want(4)
+    pool = EvaluatorPool(made, folder)
+    began = time.monotonic()
+    try:
+        with pytest.raises(
+            UnreachableError, match=r"no evaluator was there for 3 s .* step 4 .*CPU 1, nowhere 1 each.* nowhere 0, of which 0 free"
+        ):
+            while time.monotonic() < began + 200:
+                pool.look()
+                time.sleep(0.1)
+        assert time.monotonic() >= began + 3
+        assert not pool.short
+    finally:
+        pool.close()
+        ray.kill(ray.get_actor(NAME))
+    assert Beside(folder).wanted() == []
 
 
 def test_an_error_of_an_evaluation_keeps_its_kind_and_its_words_on_the_way(recipe: Callable[..., Any], tmp_path: Path) -> None:
