@@ -116,7 +116,7 @@ def test_evaluators_that_die_too_often_end_the_run(
 
 
 def test_an_evaluator_for_which_there_is_no_place_ends_the_run(recipe: Callable[..., Any]) -> None:
-    with suppress(ValueError):  # of the tests before: evaluators live as long as their job
+    with suppress(ValueError):  # one of the tests before may still be there
         ray.kill(ray.get_actor(NAME))
     own = ("evaluation.mode=beside", "cluster.workers=1", "cluster.evaluator_resources.nowhere=1", "cluster.start_timeout_s=3")
     made = recipe("nowhere", *own)

@@ -80,7 +80,13 @@ def test_what_a_run_has_taken_back_is_neither_computed_nor_written(trained: Call
         task.answering.reading.begin(step, "q", 3)
         raise AssertionError("nobody wants the other questions")
 
-    for evaluate in (while_embedding, while_asking):
+    def before_embedding(task: RetrievalTask, step: int) -> EvaluationReport:
+        beside.withdraw()
+        whole(task, step)
+        raise AssertionError("nobody wants what is embedded")
+
+    monkeypatch.setattr(evaluator, "_LOOK_S", 0.0)
+    for evaluate in (while_embedding, while_asking, before_embedding):
         beside.want(1)
         monkeypatch.setattr(RetrievalTask, "evaluate", evaluate)
         one.evaluate(plain, 1)
@@ -160,10 +166,10 @@ def test_stacks_are_of_now_or_of_the_past(trained: Callable[..., Any]) -> None:
     assert not beside.hangs(1), "questions were answered since"
     at(300.0, beside.stacks(1))
     assert beside.hangs(1)
-    beside.begin(1)
-    assert not beside.hangs(1), "another evaluator has taken it up"
+    assert beside.alive(1)
+    assert not beside.hangs(1), "it gets on, or another evaluator has taken it up"
     beside.withdraw()
-    beside.begin(1)
+    assert not beside.alive(1)
     assert beside.wanted() == [], "what was taken back is not wanted anew by who comes late"
 
 
