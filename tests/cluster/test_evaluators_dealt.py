@@ -19,11 +19,11 @@ from stairstep.settings import InputError, TrainingError, UnreachableError
 from stairstep.tasks.beside import Beside, Found
 
 MakeRecipe = Callable[..., Any]
-STEPS_S = 0.2  # between two looks, as the driver's
+LOOK_S = 0.2  # between two looks, as the driver's
 
 
 class Simulated:
-    """Evaluators on a clock: `lifetimes` seconds after it was asked, each dies, and is back `away_s` later."""
+    """Evaluators on a clock; where `dies_after_s` is set, each dies so long after it was asked, and is back `away_s` later."""
 
     def __init__(self, beside: Beside, count: int = 1, takes_s: float = 10.0) -> None:
         self.beside, self.takes_s = beside, takes_s
@@ -92,7 +92,7 @@ def look_on(those: Simulated, pool: EvaluatorPool, seconds: float) -> None:
     end = those.now + seconds
     while those.now < end:
         pool.look()
-        those.now += STEPS_S
+        those.now += LOOK_S
 
 
 def test_each_evaluator_has_one_step_of_a_run_and_takes_the_next_as_soon_as_it_is_done(run: Callable[..., Any]) -> None:
@@ -101,7 +101,7 @@ def test_each_evaluator_has_one_step_of_a_run_and_takes_the_next_as_soon_as_it_i
     assert [(place, step) for place, step, _ in those.calls] == [(0, 0), (1, 4)]
     look_on(those, pool, 20.0)
     assert [(place, step) for place, step, _ in those.calls] == [(0, 0), (1, 4), (0, 8), (1, 12)]
-    assert those.calls[2][2] - those.calls[0][2] < those.takes_s + 2 * STEPS_S
+    assert those.calls[2][2] - those.calls[0][2] < those.takes_s + 2 * LOOK_S
     assert beside.wanted() == [] and [beside.found(step) for step in (0, 4, 8, 12)] == [Found({}, None, ())] * 4
 
 
