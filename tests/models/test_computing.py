@@ -32,11 +32,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, torch.get_num
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have another malloc")
 def test_memory_that_was_freed_is_not_asked_for_again():
-    faults = {}
-    for way in ("kept", "given back"):
+    def faults(way: str) -> int:
         done = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True)
-        faults[way], threads = map(int, done.stdout.split())
+        found, threads = map(int, done.stdout.split())
         assert threads == 1
+        return found
+
     pages = 20 * 10 * 1_500_000 * 4 // 4096
-    assert faults["given back"] > pages // 10, "glibc does give memory back, or this shows nothing"
-    assert faults["kept"] < faults["given back"] / 10
+    # Where something that is kept happens to lie at the end of the heap, nothing can be given back in that process.
+    assert any(faults("given back") > pages // 10 for _ in range(4)), "glibc does give memory back, or this shows nothing"
+    assert faults("kept") < pages // 100
