@@ -17,7 +17,7 @@ import ray._private.services
 import ray._private.utils
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
-PATIENCE_S = 300.0
+PATIENCE_S = 90.0  # a raylet whose agent has not come within thirty seconds ends itself
 _get_node = ray._private.services.get_node
 
 

@@ -311,7 +311,7 @@ def test_a_sweep_has_trainers_evaluators_and_reader_on_their_groups_and_bears_th
 
     def disturb(at: Any) -> None:
         answers = len(list((tmp_path / "storm" / "ledger" / "answer").rglob("*.json")))
-        steps = [tools.last_step(one) for one in (tmp_path / "storm" / "s" / "runs").glob("*")]
+        steps = [tools.last_step(one.parent) for one in (tmp_path / "storm" / "s" / "runs").glob("*/metrics.jsonl")]
         for group, due in (("train", max(steps, default=0) >= 3), ("evaluate", True), ("reader", 2 <= answers < in_all)):
             if due and at[group] and group not in killed:
                 groups.kill(at[group][0][0])
