@@ -1,14 +1,15 @@
-"""What Ray Train adds to a step: the same training in one process without Ray and as one worker of Ray Train, in alternating blocks.
+"""What Ray Train adds to a step: the same training in one process without Ray and as one worker of Ray Train, taking turns by the second.
 
-python bench/ray_overhead.py                                 200 steps of either side in 5 blocks each, some ten minutes on a quiet machine
-python bench/ray_overhead.py --steps 20 --blocks 2           a look
+python bench/ray_overhead.py                                 200 steps of either side in 4 rounds, some ten minutes on a quiet machine
+python bench/ray_overhead.py --steps 40 --rounds 1           a look
 
 Both sides are `python -m jobs.train recipes/tinywiki.yaml` with the same overrides, one thread and one process that trains: cluster.workers
-is 0 or 1. There are no evaluations and no checkpoints but the last. A block is one such run; the sides take turns in being first. What
-counts is the wall time from the end of a step to the end of the next, as metrics.jsonl has it (in milliseconds), so the log, the heartbeat,
-the agreement on stopping and whatever Ray does beside them are in it; the start of either is not, nor are a block's first steps. Step n
-computes the same on both sides (the losses are compared), so steps are compared in pairs: the ratio is the geometric mean, over pairs of
-blocks, of the median over steps; its interval is the bootstrap's, over pairs of blocks and over steps within them.
+is 0 or 1. There are no evaluations and no checkpoints but the last. In a round both are started and then halted and let go in turns of a
+few seconds, each with all its processes, Ray's included: the speed of a virtual machine changes within a minute by more than is to be
+measured here, but both sides then meet the same. What counts is the wall time from the end of a step to the end of the next, as
+metrics.jsonl has it (in milliseconds), where both ends lie in one turn; so the log, the heartbeat, the agreement on stopping and whatever
+Ray does beside them are in it. Step n computes the same on both sides (the losses are compared) and is compared with itself: the ratio is
+the geometric mean, over rounds, of the median over steps; its interval is the bootstrap's, over rounds and over runs of steps within them.
 
 Needs ray. Writes bench/results/ray_overhead.json; exit code 1 if the losses differ or the ratio is above the goal.
 """
@@ -20,17 +21,23 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from stairstep.records import MetricLog, describe_environment, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "ray_overhead.json"
 GOAL = 1.03
-DROPPED = 5  # intervals at the beginning of a block
+DROPPED = 5  # steps at the beginning of a run
+TURN_S = 4.0
+TOGETHER = 5  # steps that the bootstrap draws together: neighbours share the machine's mood
 SIDES = {"bare": 0, "ray": 1}  # cluster.workers
 DRAWS = 2000
 WHAT = (
@@ -46,76 +53,151 @@ WHAT = (
     "checkpoints.every=100000",
     "run.threads=1",
 )
+Turn = tuple[float, float]
 
 
-def train(root: Path, name: str, side: str, steps: int) -> list[dict[str, Any]]:
-    """One run in a process of its own; the rows of its steps."""
-    overrides = (*WHAT, f"run.root={root}", f"run.name={name}", f"optim.steps={steps}", f"cluster.workers={SIDES[side]}")
-    command = [sys.executable, "-m", "jobs.train", "recipes/tinywiki.yaml", *overrides]
-    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
-    ended = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=3600, check=False
-    )
-    if ended.returncode:
-        raise SystemExit(f"{name}: jobs.train failed\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}")
-    return [row for row in MetricLog(root / name / "metrics.jsonl").rows() if "train/loss" in row]
+class Side:
+    """One run in processes of its own, which can be halted and let go, and the turns that it had."""
+
+    def __init__(self, root: Path, name: str, side: str, steps: int) -> None:
+        self.log, self.said = MetricLog(root / name / "metrics.jsonl"), root / f"{name}.txt"
+        self.turns: list[Turn] = []
+        overrides = (*WHAT, f"run.root={root}", f"run.name={name}", f"optim.steps={steps}", f"cluster.workers={SIDES[side]}")
+        command = [sys.executable, "-m", "jobs.train", "recipes/tinywiki.yaml", *overrides]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)])}
+        with self.said.open("wb") as said:
+            self.job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What it has logged of its steps."""
+        return [row for row in self.log.rows() if "train/loss" in row]
+
+    def over(self) -> bool:
+        """Whether it has ended; a failure is told."""
+        code = self.job.poll()
+        if code:
+            raise SystemExit(f"{self.said.name}: jobs.train failed\n{self.said.read_text(encoding='utf-8')[-4000:]}")
+        return code is not None
+
+    def begun(self) -> bool:
+        """Wait until it has taken its first steps; false if it has ended by then."""
+        while not self.over():
+            if len(self.rows()) > DROPPED:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def halt(self) -> None:
+        """Stop all its processes where they are."""
+        self._each("suspend")
+
+    def turn(self) -> None:
+        """Let it run alone for a while, to its end if that comes first."""
+        start = time.time()
+        self._each("resume")
+        while not self.over() and time.time() < start + TURN_S:
+            time.sleep(0.05)
+        self.turns.append((start, time.time()))
+        self.halt()
+
+    def _each(self, what: str) -> None:
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(self.job.pid)
+            for one in [first, *first.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    getattr(one, what)()
+
+    def end(self) -> None:
+        """Let it end by itself."""
+        self._each("resume")
+        while not self.over():
+            time.sleep(0.2)
 
 
-def intervals(rows: list[dict[str, Any]]) -> list[float]:
-    """Seconds from the end of each step to the end of the next, without the first of them."""
-    return np.diff([row["time"] for row in rows])[DROPPED:].tolist()
+def round_of(root: Path, number: int, steps: int) -> dict[str, Side]:
+    """Both sides to their ends, in turns."""
+    order = list(SIDES) if number % 2 == 0 else list(SIDES)[::-1]
+    sides: dict[str, Side] = {}
+    try:
+        for side in order:
+            sides[side] = Side(root, f"{side}-{number}", side, steps)
+            if sides[side].begun():
+                sides[side].halt()
+        while not any(one.over() for one in sides.values()):
+            for one in sides.values():
+                one.turn()
+    finally:
+        for one in sides.values():
+            one.end()
+    return sides
 
 
-def ratio_of(bare: np.ndarray, ray: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Ray's time over the bare loop's, [blocks, steps] each, with its 95 % interval."""
-    logs = np.log(ray / bare)
+def intervals(rows: Sequence[Mapping[str, Any]], turns: Sequence[Turn]) -> dict[int, float]:
+    """By step, the seconds from the end of the one before to its own, where both lie in one turn."""
+    found = {}
+    for before, row in zip(rows[DROPPED:], rows[DROPPED + 1 :], strict=False):
+        if any(start <= before["time"] and row["time"] <= end for start, end in turns):
+            found[int(row["step"])] = row["time"] - before["time"]
+    return found
+
+
+def ratio_of(rounds: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
+    """Ray's time over the bare loop's with its 95 % interval, from the logarithms of the steps' ratios in each round."""
     chance = np.random.default_rng(seed)
-    blocks, steps = logs.shape
     drawn = []
     for _ in range(DRAWS):
-        chosen = logs[chance.integers(blocks, size=blocks)]
-        places = chance.integers(steps, size=(blocks, steps))
-        drawn.append(np.median(np.take_along_axis(chosen, places, axis=1), axis=1).mean())
+        medians = []
+        for which in chance.integers(len(rounds), size=len(rounds)):
+            logs = rounds[which]
+            starts = chance.integers(max(1, len(logs) - TOGETHER + 1), size=-(-len(logs) // TOGETHER))
+            medians.append(np.median(np.concatenate([logs[start : start + TOGETHER] for start in starts])))
+        drawn.append(np.mean(medians))
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(np.exp(np.median(logs, axis=1).mean())), float(np.exp(low)), float(np.exp(high))
+    return float(np.exp(np.mean([np.median(one) for one in rounds]))), float(np.exp(low)), float(np.exp(high))
 
 
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="steps of either side that are compared, over all blocks")
-    parser.add_argument("--blocks", type=int, default=5, help="runs of either side")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="steps of either side, over all rounds; those between two turns are left out"
+    )
+    parser.add_argument("--rounds", type=int, default=4, help="pairs of runs")
     options = parser.parse_args()
-    if options.blocks < 2 or options.steps < options.blocks:
-        parser.error("expected two blocks at least, and a step in each")
-    each = -(-options.steps // options.blocks)
+    if options.rounds < 1 or options.steps < 20 * options.rounds:
+        parser.error("expected one round at least, and twenty steps in each")
+    each = -(-options.steps * 5 // 4 // options.rounds) + DROPPED + 1  # a fifth is cut by turns
     load = os.getloadavg()[0]
-    print(f"{options.blocks} blocks of {each} steps a side, {os.cpu_count()} cores, load {load:.1f}", flush=True)
-    times: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    losses: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    print(f"{options.rounds} rounds of {each} steps a side, {os.cpu_count()} cores, load {load:.1f}", flush=True)
+    found: list[dict[str, dict[int, float]]] = []
+    logs: list[np.ndarray] = []
+    losses: list[list[float]] = []
     with tempfile.TemporaryDirectory(prefix="ray-overhead-") as folder:
         root = Path(folder)
-        train(root, "first", "bare", 1)  # makes the world and looks at its tiles
-        for block in range(options.blocks):
-            for side in list(SIDES) if block % 2 == 0 else list(SIDES)[::-1]:
-                rows = train(root, f"{side}-{block}", side, each + DROPPED + 1)
-                times[side].append(intervals(rows))
-                losses[side].append([row["train/loss"] for row in rows])
-                print(f"block {block + 1}, {side}: {1000 * np.median(times[side][-1]):.1f} ms a step", flush=True)
-    arrays = {side: np.array(one) for side, one in times.items()}
-    ratio, low, high = ratio_of(arrays["bare"], arrays["ray"])
-    alike = all(one == losses["bare"][0] for side in SIDES for one in losses[side])
+        Side(root, "first", "bare", 1).end()  # makes the world and looks at its tiles
+        for number in range(options.rounds):
+            sides = round_of(root, number, each)
+            found.append({side: intervals(one.rows(), one.turns) for side, one in sides.items()})
+            losses += [[row["train/loss"] for row in one.rows()] for one in sides.values()]
+            both = sorted(found[-1]["bare"].keys() & found[-1]["ray"].keys())
+            if not both:
+                raise SystemExit(f"round {number + 1}: no step lies within one turn on both sides; a step takes too long here")
+            logs.append(np.log([found[-1]["ray"][step] / found[-1]["bare"][step] for step in both]))
+            medians = {side: 1000 * np.median([found[-1][side][step] for step in both]) for side in SIDES}
+            told = ", ".join(f"{side} {value:.1f} ms a step" for side, value in medians.items())
+            print(f"round {number + 1}, {len(both)} steps: {told}, ratio {np.exp(np.median(logs[-1])):.3f}", flush=True)
+    ratio, low, high = ratio_of(logs)
+    alike = all(one == losses[0] for one in losses)
     print(f"Ray Train ÷ bare loop: {ratio:.3f} [{low:.3f} {high:.3f}], at most {GOAL} wanted; losses {'equal' if alike else 'DIFFER'}")
     report = {
-        "arguments": {"steps": options.steps, "blocks": options.blocks},
+        "arguments": {"steps": options.steps, "rounds": options.rounds},
         "load_at_start": round(load, 2),
         "load_at_end": round(os.getloadavg()[0], 2),
-        "steps_a_side": arrays["bare"].size,
-        "median_ms": {side: round(float(1000 * np.median(one)), 2) for side, one in arrays.items()},
+        "steps_compared": int(sum(len(one) for one in logs)),
         "ratio": {"value": ratio, "low": low, "high": high},
-        "block_ratios": np.exp(np.median(np.log(arrays["ray"] / arrays["bare"]), axis=1)).round(4).tolist(),
+        "round_ratios": [round(float(np.exp(np.median(one))), 4) for one in logs],
         "losses_equal": alike,
-        "seconds": times,
+        "seconds": [{side: {str(step): one for step, one in steps.items()} for side, steps in one.items()} for one in found],
     }
     RESULTS.parent.mkdir(exist_ok=True)
     write_json(RESULTS, {**report, "environment": describe_environment()})
