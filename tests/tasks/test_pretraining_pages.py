@@ -12,7 +12,7 @@ from stairstep.models.inputs import load_tokenizer
 from stairstep.models.prompts import Prompts
 from stairstep.models.sources import shipped_bases
 from stairstep.models.weights import read_config
-from stairstep.tasks.pretraining.comparing import NONE, QUALIFIERS
+from stairstep.tasks.pretraining.comparing import NONE, QUALIFIERS, named_qualifier
 from stairstep.tasks.pretraining.exam import PARTS, open_exam
 from stairstep.tasks.pretraining.glyphs import CELL, FIRST, glyph_pages, labels
 from stairstep.tasks.pretraining.matching import matches
@@ -20,7 +20,9 @@ from stairstep.tasks.pretraining.pages import _WORLDLY, generic_page, share_at, 
 from stairstep.tasks.pretraining.reading import answer_batch, value_labels
 from stairstep.tasks.pretraining.samples import BLANK, drill, questions, transcriptions
 from stairstep.tasks.pretraining.settings import ReadingTaskSettings
+from stairstep.tiny.articles import Title
 from stairstep.tiny.fonts import PRETRAINING_FONTS, WORLD_FONTS
+from stairstep.tiny.kinds import KINDS
 from stairstep.tiny.layouts import PRETRAINING_LAYOUTS, SHIFTED_LAYOUTS, WORLD_LAYOUTS
 from stairstep.tiny.phrases import TRANSCRIBE, UNKNOWN
 from stairstep.tiny.words import respelled, world_name
@@ -188,6 +190,14 @@ def test_a_question_is_compared_with_its_page_by_what_both_say():
         if one.answer != UNKNOWN:
             assert lines and shown.title == asked.title
     assert 0 < blank < 40
+
+
+def test_a_qualifier_is_found_where_the_article_is_named():
+    lake = next(kind for kind in KINDS if ("Lake", "water") in kind.qualifiers)
+    asked = "When did high water strike the water Torv?"
+    place, number = named_qualifier(asked, Title(lake, "Torv", "Lake", "water"))
+    assert asked[: place + 1] == "When did high water strike the water"
+    assert list(QUALIFIERS)[number] == "Lake"
 
 
 def test_the_same_fact_of_others_is_shown_as_often_as_asked_for():

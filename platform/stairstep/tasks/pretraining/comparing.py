@@ -1,6 +1,6 @@
 """What a reader has to compare before it answers: is the tile about the thing that the question names, and where is the value asked for?
 
-Learned from answers alone this comes last or never: a model that takes the right kind of value from any page is right most of the time.
+Learned from answers alone it did not come: a model that takes the right kind of value from any page is right as long as most pages are.
 So the language model is told directly, through heads that are thrown away: which qualifier the question names, two layers before the end
 and at that word's last letter; then, one layer later, where the kind of value asked for stands on the page, and, at the token that the
 answer begins from, both qualifiers, the question's and the page's. To tell whether they are the same is left to the last layer and the
@@ -72,7 +72,7 @@ def comparison_labels(prompts: Prompts, practice: Drill, drawings: Sequence[Draw
         place, qualifier = named_qualifier(sample.question, article.title)
         text = prompts.text(sample.question, 1)
         before = len(prompts.tokenizer(text[: text.index(sample.question)], add_special_tokens=False)["input_ids"])
-        named.append(index * width + before + place)
+        named.append(index * width + before + place)  # a token is a letter
         ends.append(index * width + len(row) - 1)
         qualifiers.append(qualifier)
         other = practice.articles[tile] if tile != BLANK else None
@@ -100,10 +100,12 @@ def asked_cells(drawing: Drawing, facts: Sequence[Fact], asked: Fact) -> np.ndar
 
 def named_qualifier(question: str, asked: Title) -> tuple[int, int]:
     """Where in a question the qualifier of the title ends, as the place of its last letter, and the qualifier's number."""
-    for word in (asked.word, asked.word.lower(), asked.synonym):
-        found = re.search(rf"\b{re.escape(word)}\b", question)
-        if found:
-            return found.end() - 1, QUALIFIERS[asked.word]
+    words = (asked.word, asked.word.lower(), asked.synonym)
+    for start in ("the ", ""):  # a template may have the word too, as in high water
+        for word in words:
+            found = re.search(rf"\b{start}{re.escape(word)}\b", question)
+            if found:
+                return found.end() - 1, QUALIFIERS[asked.word]
     raise AssertionError(f"'{question}' names neither '{asked.word}' nor '{asked.synonym}'")
 
 

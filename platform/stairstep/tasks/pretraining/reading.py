@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 _SIZE = (HEIGHT, WIDTH)
 _MULTIPLE = 16  # lengths are rounded up, so that a GPU meets few different shapes
-_FACTS = {
-    fact: index for index, fact in enumerate((fact for kind in KINDS for fact in kind.facts), start=1)
-}  # 0: neither a value nor a qualifier
+# What is told of a visual token: 0 for neither a value nor a qualifier, then facts, then qualifiers.
+_FACTS = {fact: index for index, fact in enumerate((fact for kind in KINDS for fact in kind.facts), start=1)}
 _MARKS = 1 + len(_FACTS) + len(QUALIFIERS)
 
 

@@ -69,8 +69,8 @@ class Shelf:
     def wrong(
         self, rng: random.Random, article: Article, fact: Fact, count: int, blanks: float = _BLANKS, same_fact: float = 0.0
     ) -> list[int]:
-        """Tiles that do not hold the fact: other tiles of its article, tiles of near-equal titles, tiles of anything; a share of them shows
-        the same kind of fact of another article, whatever its title."""
+        """Tiles that do not hold the fact: other tiles of its article, tiles of near-equal titles, tiles of anything; with a chance of
+        `same_fact` each is drawn from those that show the same kind of fact, whosever it is."""
         right = self.tile(article, fact.chunk)
         own = [tile for tile in range(self._first[article.id], self._first[article.id] + len(article.pages)) if tile != right]
         siblings = [one for one in self._families[article.family] if one.id != article.id]
@@ -79,18 +79,11 @@ class Shelf:
         alike = self._showing(fact) if same_fact else []
         chosen: list[int] = []
         while len(chosen) < count:
-            chance = rng.random() if not alike or rng.random() >= same_fact else None
-            pool = (
-                alike
-                if chance is None
-                else same
-                if chance < 0.2
-                else near
-                if chance < 0.4
-                else own
-                if chance < 0.65
-                else range(len(self.pages))
-            )
+            if alike and rng.random() < same_fact:
+                pool: Sequence[int] = alike
+            else:
+                chance = rng.random()
+                pool = same if chance < 0.2 else near if chance < 0.4 else own if chance < 0.65 else range(len(self.pages))
             tile = rng.choice(pool) if pool else rng.randrange(len(self.pages))
             if tile != right and tile not in chosen:
                 chosen.append(BLANK if rng.random() < blanks else tile)

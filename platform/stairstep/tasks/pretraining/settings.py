@@ -39,20 +39,22 @@ class ReadingTaskSettings:
     train_tower: bool = setting(True, doc="Train the vision tower too; false: it stays as the stage before left it.")
     values: float = setting(
         0.0,
-        doc="Weight of a second loss, through a head that is thrown away: of which fact the value is that lies under each visual token.",
+        doc="Weight of a second loss, through a head that is thrown away: of which fact is the value under each visual token, or which "
+        "qualifier is it.",
         minimum=0,
     )
     comparison: float = setting(
         0.0,
-        doc="Weight of further losses on the language model, through heads that are thrown away: which qualifier the question names, which "
-        "one the page shows, and where the value asked for stands.",
+        doc="Weight of further losses on the language model in questions about one tile, through heads that are thrown away: which "
+        "qualifier the question names, which one the page shows, and where the value asked for stands.",
         minimum=0,
     )
     same_fact: float = setting(
         0.0,
-        doc="Share of the wrong tiles that show the same kind of fact of another article; the others are near or any tiles.",
+        doc="Chance of a wrong tile to be drawn from those with the same kind of fact; else it is a near or any tile, which may have it "
+        "too.",
         minimum=0,
-        maximum=1,
+        maximum=0.9,
     )
     tiles: tuple[int, ...] = setting((1, 1, 3, 3), doc="Most tiles of a question over equal parts of the run.", minimum=1, maximum=3)
     unknown: tuple[float, ...] = setting(
