@@ -75,6 +75,9 @@ class FailingPool:
 
     short = False
 
+    def close(self) -> None:
+        """Nothing is at work."""
+
     def look(self) -> None:
         raise InputError("test/tinywiki.json: it is not there")
 
