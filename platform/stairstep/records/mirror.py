@@ -314,7 +314,7 @@ def copy_to_read(remote: ObjectFolder) -> Path:
     folder.mkdir(exist_ok=True)
     with locked(folder.parent / LOCK):
         if remote.exists("recipe.yaml") or any(name.endswith(".summary.json") for name in remote.files(deep=False)):
-            _bring(remote, folder)
+            follow(remote, folder)
             return folder
         runs = [name for name in remote.folders() if (remote / name).exists("recipe.yaml")]
         if not runs:
@@ -325,11 +325,12 @@ def copy_to_read(remote: ObjectFolder) -> Path:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name in runs:
             (folder / name).mkdir(exist_ok=True)
-            _bring(remote / name, folder / name)
+            follow(remote / name, folder / name)
     return folder
 
 
-def _bring(remote: ObjectFolder, folder: Path) -> None:
+def follow(remote: ObjectFolder, folder: Path) -> None:
+    """Make a folder what the store has of a run or an evaluation now, less checkpoints and trackers' files; what is unchanged stays."""
     listed = {
         name: stored
         for name, stored in remote.files().items()
