@@ -4,10 +4,14 @@ takes along."""
 from __future__ import annotations
 
 import copy
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +22,8 @@ import pytest
 import ray
 import yaml
 from ray._private.runtime_env.packaging import create_package
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler._private.command_runner import _with_interactive
+from ray.autoscaler._private.util import prepare_config, validate_config, with_envs
 
 from stairstep.cluster.beside import mode_of
 from stairstep.cluster.session import Session
@@ -119,7 +124,50 @@ def test_ray_starts_with_a_token_or_not_at_all_and_listens_to_nobody_outside():
     assert "IpPermissions" not in text, "the rules that Ray makes: ssh, and the cluster itself"
     assert "0.0.0.0" not in text
     assert not re.search(r"RAY_AUTH_TOKEN\b|API_KEY|AKIA|PRIVATE KEY|KeyName|hf_|sk-", text)
-    assert set(CONFIG["file_mounts"]) == {"~/.ray/auth_token", "~/stairstep/secrets.env", "~/stairstep/requirements"}
+    mounts = dict(CONFIG["file_mounts"])
+    assert set(mounts) == {"~/.ray/auth_token", "~/stairstep/secrets.env", "~/stairstep/requirements", "~/stairstep/notice.py"}
+    assert all((ROOT / one).exists() for one in mounts.values() if not one.startswith("~"))
+
+
+NOTICE = """
+import os, sys
+print(os.getpid(), os.environ["RAY_AUTH_MODE"], *sys.argv[1:], flush=True)
+sys.stdin.read() == "" or sys.exit("a terminal is left")
+import time; time.sleep(300)
+"""
+
+
+def test_every_worker_watches_for_a_notice_that_outlives_the_shell_of_its_start(tmp_path: Path):
+    """The command as Ray's updater gives it to ssh, with a file that only says how it was called."""
+    *before, command = CONFIG["worker_start_ray_commands"]
+    assert "ray start" in before[-1] and not any("notice.py" in one for one in (*before, *CONFIG["head_start_ray_commands"]))
+    home = tmp_path / "stairstep"
+    (home / ".venv" / "bin").mkdir(parents=True)
+    (home / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (home / "notice.py").write_text(NOTICE)
+    [given] = with_envs([command], {"RAY_HEAD_IP": "10.1.2.3"})
+    line = " ".join(_with_interactive(given))
+    done = subprocess.run(line, shell=True, env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    limit = time.monotonic() + 60
+    while not (said := (home / "notice.log").read_text() if (home / "notice.log").exists() else "").endswith("\n"):
+        assert time.monotonic() < limit, "it has not begun"
+        time.sleep(0.05)
+    pid, mode, *words = said.split()
+    try:
+        assert os.getsid(int(pid)) not in (os.getsid(0), os.getpgid(0)), "a session of its own, with no terminal that could end it"
+        assert (mode, words) == ("token", ["--address=10.1.2.3:6379", f"--pid-file={home / 'notice.pid'}"])
+    finally:
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def test_spot_instances_are_a_line_of_a_node_config():
+    """The one that docs/cluster.md names."""
+    [line] = re.findall(r"`(InstanceMarketOptions[^`]*)`", DOCUMENT)
+    asked = yaml.safe_load(line)
+    config = changed("available_node_types/train/node_config", CONFIG["available_node_types"]["train"]["node_config"] | asked)
+    assert checked(config) == []
+    assert asked == {"InstanceMarketOptions": {"MarketType": "spot"}}
 
 
 def pins(name: str) -> dict[str, str]:
@@ -156,6 +204,9 @@ def test_kuberay_has_the_same_groups_a_token_and_the_locked_ray():
         assert one.get("labels", {}) == CONFIG["available_node_types"][name].get("labels", {})
         [container] = one["template"]["spec"]["containers"]
         assert int(container["resources"]["limits"].get("nvidia.com/gpu", 0)) == gpus
+        # Ray drains its node by itself when its pod is told to end, and Kubernetes has to wait for longer than that.
+        drain = {one["name"]: one["value"] for one in container["env"]}["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]
+        assert 60 < float(drain) < one["template"]["spec"]["terminationGracePeriodSeconds"]
 
 
 def seed_000s_command() -> list[str]:
