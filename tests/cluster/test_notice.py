@@ -77,7 +77,7 @@ class Service:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"127.0.0.1:{self._http.server_port}"
-        Thread(target=self._http.serve_forever, daemon=True).start()
+        Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     @staticmethod
     def next(answers: list[Any]) -> Any:
@@ -250,23 +250,24 @@ def test_ray_drains_the_node_that_has_a_notice_and_one_that_is_told_to_end(scrip
     """Two nodes with a worker each, under a token: AWS's notice reaches one; the other's `ray start` has SIGTERM, as an evicted pod."""
     from ray.util import get_node_ip_address
 
-    services = {"one": Service(), "two": Service()}
+    named = {"one": ["--node-name=one"], "two": []}  # the second has its address for a name, as every node of cluster.yaml
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as name, ExitStack() as stack:  # sockets have short names
         folder = Path(name)
+        services = {one: service_in(stack) for one in named}
         port, dashboard, agent, client = free_ports(4)
         address = f"{get_node_ip_address()}:{port}"
         environment = own_environment(folder) | {"PYTHONUNBUFFERED": "1"}
         command = [
             BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
             f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=0", "--disable-usage-stats",
+            "--node-name=head",
         ]  # fmt: skip
         stack.enter_context(started(command, environment, folder))
         graceful = environment | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "300"}
-        nodes = {one: joined(stack, one, address, graceful, folder) for one in services}
+        nodes = {one: joined(stack, one, [*named[one], f"--address={address}"], graceful, folder) for one in services}
         watches = {}
         for one, service in services.items():
-            stack.callback(service.close)
-            words = [sys.executable, script, f"--address={address}", f"--node-name={one}", f"--service={service.address}"]
+            words = [sys.executable, script, f"--address={address}", *named[one], f"--service={service.address}"]
             with (folder / f"watch-{one}").open("wb") as said:
                 watches[one] = subprocess.Popen(words, env=environment, cwd=folder, stdout=said, stderr=subprocess.STDOUT)
             stack.callback(watches[one].wait)
@@ -287,7 +288,18 @@ def test_ray_drains_the_node_that_has_a_notice_and_one_that_is_told_to_end(scrip
             holder.stdin.flush()
             return json.loads(holder.stdout.readline())
 
+        stranger = service_in(stack)
+        stranger.items[ACTION] = [in_seconds(1)]
+        (folder / "false").write_text("ab" * 32)
+        done = subprocess.run(
+            [sys.executable, script, f"--address={address}", *named["one"], f"--service={stranger.address}"],
+            env=environment | {"RAY_AUTH_TOKEN_PATH": str(folder / "false")},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, "AuthenticationError" in done.stderr) == (UNDRAINED, True), done.stderr
         assert draining() == {}
+
         answer = in_seconds(600)
         services["two"].items[ACTION] = [answer]
         code = watches["two"].wait(timeout=200)
@@ -308,12 +320,19 @@ def test_ray_drains_the_node_that_has_a_notice_and_one_that_is_told_to_end(scrip
         nodes["one"].wait(timeout=200)  # and for nothing else
 
 
-def joined(stack: ExitStack, name: str, address: str, environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+def service_in(stack: ExitStack) -> Service:
+    """A metadata service that ends with the stack."""
+    made = Service()
+    stack.callback(made.close)
+    return made
+
+
+def joined(stack: ExitStack, name: str, words: list[str], environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
     """A node that has joined, with one CPU and a resource of its name; it ends with the stack."""
     place = folder / f"node-{name}"
     for _ in range(3):  # where the machine has much other work, Ray gives itself up after 30 s
         command = [
-            BIN / "ray", "start", "--block", f"--address={address}", f"--node-name={name}", "--num-cpus=1", "--disable-usage-stats",
+            BIN / "ray", "start", "--block", *words, "--num-cpus=1", "--disable-usage-stats",
             f"--resources={json.dumps({name: 1})}", f"--dashboard-agent-listen-port={free_ports(1)[0]}",
         ]  # fmt: skip
         with place.open("wb") as said:
