@@ -5,6 +5,7 @@ python -m jobs.evaluate recipes/tinywiki.yaml --checkpoint runs/tinywiki/checkpo
 python -m jobs.evaluate recipes/tinywiki.yaml                    the adapter that model.start names, or the base
 python -m jobs.evaluate --regrade runs/tinywiki                  only the grades that are missing in a run folder, by its own recipe
 python -m jobs.evaluate --reread runs/tinywiki                   only the answers that are missing, and their grades
+python -m jobs.evaluate --reread s3://bucket/runs/tinywiki       the same of a run in an object store
 
 A thought that was cut off and a judge's replies that were no grade are kept in the ledger: --reread, --regrade, --fresh or a higher limit
 ask for them again. What is filled in changes rows and summaries, and not the log of metrics.
@@ -12,38 +13,30 @@ ask for them again. What is filled in changes rows and summaries, and not the lo
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jobs.common import parse, parser, run
+from jobs.common import parse, parser, readable, run
 from stairstep.evaluation.table import result_table
 from stairstep.records import logging_setup
-from stairstep.records.places import is_url
 from stairstep.settings import InputError
 from stairstep.tasks import load_recipe
 from stairstep.tasks.evaluate import evaluate
 from stairstep.tasks.mend import mend
-from stairstep.tasks.placing import checkpoint_here
+from stairstep.tasks.placing import checkpoint_here, folder_to_mend
 from stairstep.tasks.resolve import resolve
 
 
-def folder_here(text: str) -> Path:
-    """A run folder that is changed in its place."""
-    if is_url(text):
-        raise InputError("--reread and --regrade change a run in a folder; copy this one from the store first, and back afterwards")
-    return Path(text)
-
-
-def fill_in(folder: Path, overrides: list[str], regrade: bool) -> int:
+def fill_in(text: str, overrides: list[str], regrade: bool) -> int:
     """Ask again for what is missing in a run folder; exit code 1 if something still is."""
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(f"{folder}: there is no recipe.yaml; expected a run folder, such as runs/tinywiki")
-    recipe = resolve(load_recipe(folder / "recipe.yaml", overrides))
+    known = readable(text) / "recipe.yaml"
+    if not known.is_file():
+        raise InputError(f"{text}: there is no recipe.yaml; expected a run folder, such as runs/tinywiki")
+    recipe = resolve(load_recipe(known, overrides))
     logging_setup()
+    folder = folder_to_mend(text)
     mended = mend(folder, recipe, ("grades",) if regrade else ("answers", "grades"))
     for one in mended:
         print(one.lines)
     if not mended:
-        print(f"{folder}: nothing is missing")
+        print(f"{folder.where}: nothing is missing")
     return 1 if any(one.still for one in mended) else 0
 
 
@@ -53,8 +46,8 @@ def main(arguments: list[str]) -> int:
     which = made.add_mutually_exclusive_group()
     which.add_argument("--base", action="store_true", help="the bare base, without any adapter")
     which.add_argument("--checkpoint", metavar="DIR", help="a checkpoint or adapter folder, or a checkpoint's URL")
-    which.add_argument("--regrade", type=folder_here, metavar="RUN", help="fill in the grades that are missing in a run folder")
-    which.add_argument("--reread", type=folder_here, metavar="RUN", help="fill in the answers that are missing in a run folder")
+    which.add_argument("--regrade", metavar="RUN", help="fill in the grades that are missing in a run")
+    which.add_argument("--reread", metavar="RUN", help="fill in the answers that are missing in a run")
     made.add_argument("--fresh", action="store_true", help="ask reader and grader anew, whatever the ledger holds")
     if any(one.partition("=")[0] in ("--regrade", "--reread") for one in arguments):
         # A run folder brings its own recipe: then every plain argument is an override.

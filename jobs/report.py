@@ -25,7 +25,7 @@ PICTURES = 48
 def main(arguments: list[str]) -> int:
     """Write the page, or serve it, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("folders", nargs="+", metavar="RUN|SWEEP", help="run folders, also by URL, or one sweep's folder")
+    parser.add_argument("folders", nargs="+", metavar="RUN|SWEEP", help="run folders, or one sweep's; also by URL")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the page goes; default: report.html in the folder")
     parser.add_argument(
         "--thumbnails", type=int, default=PICTURES, metavar="N", help=f"pictures of tiles in a runs' page, at most; default {PICTURES}"
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise InputError("--port is for --watch")
     remote = [one for one in map(place, options.folders) if isinstance(one, ObjectFolder)]
     if remote and options.watch:
-        raise InputError("--watch follows folders of this machine; leave it out for a run in an object store, and run it again for news")
+        raise InputError("--watch follows folders of this machine; leave it out for one in an object store, and run it again for news")
     if remote and len(options.folders) > 1 and not (options.out or options.text):
         raise InputError("say by --out where the page over runs in an object store goes")
     folders = Folders([readable(one) for one in options.folders])

@@ -4,7 +4,7 @@ python -m jobs.status                              all runs and sweeps below run
 python -m jobs.status runs/tinywiki                one run
 python -m jobs.status runs/tinywiki-stairstep      a sweep: a line a trial
 python -m jobs.status runs --watch                 again and again, until Ctrl-C
-python -m jobs.status s3://bucket/runs             a run, or all runs, in an object store
+python -m jobs.status s3://bucket/runs             a run, a sweep, or all of them, in an object store
 
 Run folders alone are read, so it works beside a run on any machine that sees them; Ray is not needed.
 """

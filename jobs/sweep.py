@@ -4,10 +4,11 @@ python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/stairstep.yaml           
 python -m jobs.sweep recipes/tinywiki.yaml tune_spaces/lr_warmup_lora.yaml evaluation.every=20    with overrides for every trial
 python -m jobs.sweep recipes/v8r.yaml tune_spaces/stairstep.yaml --dry-run                   what would run, and what it would take
 python -m jobs.sweep --resume tinywiki-stairstep                                             go on after Ctrl-C, a limit or a crash
+python -m jobs.sweep --resume "s3://bucket/runs/tinywiki-stairstep"                          the same, in an object store
 
-A sweep lies in run.root/NAME. Its trials share one reader, which is served for the length of the sweep where the recipe has one of its own,
-and with all other runs of that root the answers, grades, embeddings and tiles that are known already. At a limit, as at Ctrl-C, trials
-stop with a checkpoint, and --resume goes on; it tries failed trials again.
+A sweep lies in run.root/NAME; with a URL (s3://…) as its root it goes on from any machine. Its trials share one reader, which is served for
+the length of the sweep where the recipe has one of its own, and with all other runs of that root the answers, grades, embeddings and tiles
+that are known already. At a limit, as at Ctrl-C, trials stop with a checkpoint, and --resume goes on; it tries failed trials again.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def go_on(sweep: SweepFolder, concurrency: int | None, limits: Limits) -> int:
     folders = Folders([sweep.path])
     board = folders.read()
     write_atomically(folders.target, html_page(content(board, folders, 0)))
-    print(f"\n{board_text(board, folders)}\n\nits board: {folders.target}")
+    print(f"\n{board_text(board, folders)}")
     failed = any(one.state == "failed" for one in sweep.trials())
     if left:
-        print(f"{left}; jobs.sweep --resume {sweep.path} goes on from here")
+        print(f"\n{left}; jobs.sweep --resume {shlex.quote(sweep.where)} goes on from here")
+    print(f"\nits board: {sweep.published(folders.target.name)}")
     return 1 if failed or left else 0
 
 
@@ -52,8 +54,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="overrides for every trial")
     parser.add_argument("--name", help="the sweep's folder below run.root; default: the recipe's and the space's names")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds instead of the space's")
-    parser.add_argument("--resume", metavar="NAME", help="go on with a sweep: its folder, or its name below --root")
-    parser.add_argument("--root", type=Path, help="where --resume looks for a name; default: runs")
+    parser.add_argument("--resume", metavar="NAME", help="go on with a sweep: its folder or URL, or its name below --root")
+    parser.add_argument("--root", help="where --resume looks for a name, a folder or a URL; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="list the trials with what they would take, and stop")
     parser.add_argument("--concurrency", type=int, help="trials at once; default: as many as the cluster has room for")
     parser.add_argument("--max-hours", type=float, help="stop once so many device hours are spent (hours of each worker, added up)")
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
             raise InputError(
                 "--resume goes on with a sweep as it was begun; of the other options only --concurrency and --max-… go with it"
             )
-        return go_on(find(options.resume, options.root or Path("runs")), options.concurrency, limits)
+        return go_on(find(options.resume, options.root or "runs"), options.concurrency, limits)
     if options.root is not None:
         raise InputError("--root is for --resume; a new sweep lies in run.root, which is an override: run.root=...")
     if options.space is None:

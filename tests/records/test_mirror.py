@@ -249,7 +249,7 @@ def test_a_heartbeat_puts_status_and_metrics_now_and_then(s3, machine, monkeypat
 
 def test_a_copy_to_read_has_no_checkpoints_and_follows_the_store(s3, machine, remote, tmp_path, monkeypatch):
     monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match="no run is here"):
+    with pytest.raises(InputError, match="no run and no sweep is here"):
         copy_to_read(remote)
     go_on(machine())
     copy = copy_to_read(remote)

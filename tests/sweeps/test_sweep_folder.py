@@ -72,11 +72,14 @@ def test_a_trial_shares_what_is_kept_from_whatever_folder_it_runs_in(sweep: Swee
     recipe = load_recipe(RECIPE, ["run.root=runs", "tiles.store=kept"])
     write_trial(sweep, Planned(sweep.trial("a-seed0"), recipe))
     monkeypatch.chdir(tmp_path / "elsewhere")
-    trial = in_sweep(load_recipe(sweep.recipe_path("a-seed0")), sweep.path, "a-seed0")
+    trial = in_sweep(load_recipe(sweep.recipe_path("a-seed0")), sweep.run_root, "a-seed0")
     assert trial.evaluation.ledger_folder == str(tmp_path / "home" / "runs" / "ledger")
     assert trial.evaluation.cache_folder == str(tmp_path / "home" / "runs" / "embeddings")
     assert trial.tiles.store == str(tmp_path / "home" / "kept")
     assert trial.run.root == str(sweep.path / "runs")
+    write_trial(sweep, Planned(sweep.trial("a-seed0"), load_recipe(RECIPE, [f"run.root={tmp_path / 'runs'}"])))
+    trial = in_sweep(load_recipe(sweep.recipe_path("a-seed0")), sweep.run_root, "a-seed0")
+    assert trial.tiles.store == str(tmp_path / "runs" / "tiles"), "what jobs.preprocess fills"
 
 
 def test_a_sweep_that_never_began_is_taken_over_and_nothing_else_is(sweep: SweepFolder, tmp_path: Path):
@@ -120,10 +123,10 @@ def test_asking_to_stop(sweep: SweepFolder):
 
 
 def test_a_sweep_is_found_by_name_and_by_path(sweep: SweepFolder, tmp_path: Path):
-    assert find("s", tmp_path / "runs").path == sweep.path
-    assert find(str(sweep.path), tmp_path).path == sweep.path
+    assert find("s", str(tmp_path / "runs")).path == sweep.path
+    assert find(str(sweep.path), "runs").path == sweep.path
     with pytest.raises(InputError, match=r"there is no sweep 't' below .*; there are s;"):
-        find("t", tmp_path / "runs")
+        find("t", str(tmp_path / "runs"))
 
 
 def test_scores_are_those_of_the_selection_split_by_step(tmp_path: Path):

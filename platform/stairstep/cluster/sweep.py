@@ -23,7 +23,8 @@ from ray.tune.search import Searcher
 
 from stairstep.evaluation.settings import LocalReaderSettings
 from stairstep.models.sources import locate
-from stairstep.records import Claim, StopFlag
+from stairstep.records import StopFlag
+from stairstep.records.places import is_url
 from stairstep.settings import InputError, StairstepError, TrainingError, build, from_plain, to_yaml
 from stairstep.sweeps.beginning import maker_of
 from stairstep.sweeps.folder import ALL, DONE, SweepFolder, TrialRecord
@@ -34,6 +35,7 @@ from stairstep.sweeps.space import OptunaSearchSettings, Space, space_of
 from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
 from stairstep.tasks import Recipe, load_recipe
+from stairstep.tasks.resolve import resolve
 
 from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
@@ -79,15 +81,18 @@ def run_sweep(
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing.
 
     `serve` runs a reader by its model's name with custom resources at a host, on the Ray that is there then, and gives its address."""
-    plan = sweep.plan
-    space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
-    check_root(recipe.run.root, recipe.cluster.address)
-    if limits.cost is not None and not recipe.evaluation.prices:
-        raise InputError("--max-cost: the recipe names no evaluation.prices, so no call has a cost that could be counted")
     with ExitStack() as stack:
-        stack.enter_context(_claimed(sweep))
+        stack.enter_context(sweep.claim())
+        plan = sweep.plan
+        space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
+        check_root(recipe.run.root, recipe.cluster.address)
+        if limits.cost is not None and not recipe.evaluation.prices:
+            raise InputError("--max-cost: the recipe names no evaluation.prices, so no call has a cost that could be counted")
         session = stack.enter_context(ray_session(recipe.cluster.address))
-        recipes = [load_recipe(sweep.recipe_path(one.name)) for one in sweep.trials() if one.state not in DONE]
+        if is_url(sweep.run_root):
+            _check_on_head(sweep)
+        left = [path for one in sweep.trials() if one.state not in DONE and (path := sweep.recipe_path(one.name)).exists()]
+        recipes = [resolve(load_recipe(path)) for path in left]  # on another machine a generated world is still to be made
         mode = mode_of(replace(recipe, cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers))), session)
         at_once = room_for(recipes or [recipe], session, concurrency, mode == "beside")
         reader, served = recipe.evaluation.reader, None
@@ -98,7 +103,7 @@ def run_sweep(
             served = ServedReader(reader.model, url, _weights(reader))
         shared = evaluators(recipe.cluster) if mode == "beside" else []  # trials find them by their names
         alongside = f", {len(shared)} evaluators beside them" if shared else ""
-        told(f"{plan.name}: {at_once} trials at once{alongside}; {sweep.path}")
+        told(f"{plan.name}: {at_once} trials at once{alongside}; {sweep.where}")
         shared_by_all = {"reader": served and asdict(served), "mode": mode}
         return sweep_on_ray(sweep, space, maker_of(sweep, space), at_once, limits, shared_by_all, told)
 
@@ -136,7 +141,7 @@ def sweep_on_ray(
             while thread.is_alive():
                 thread.join(_LOOK_S)
                 screen.look()
-                if why := (f"stopped by {flag.reason}" if flag else "") or spent(sweep).over(limits):
+                if why := (f"stopped by {flag.reason}" if flag else "") or sweep.lost or spent(sweep).over(limits):
                     sweep.ask_to_stop(ALL, why)
         if "error" in ended:
             raise TrainingError(f"Ray Tune ended the sweep: {ended['error']}") from ended["error"]
@@ -149,7 +154,7 @@ def sweep_on_ray(
 
 
 def _tuner(sweep: SweepFolder, space: Space, maker: TrialMaker, at_once: int, shared: Mapping[str, Any], storage: Path) -> tune.Tuner:
-    fixed = {"sweep": str(sweep.path.resolve()), **shared}
+    fixed = {"sweep": str(sweep.path.resolve()), "runs": sweep.run_root, **shared}
     scheduler = scheduler_of(sweep, space)
     done = [one for one in sweep.trials() if one.state in DONE]
     for one in done:
@@ -250,17 +255,14 @@ class _Screen:
         return scores(self._sweep.run_path(trial.name), self._space.metric)
 
 
-@contextmanager
-def _claimed(sweep: SweepFolder) -> Iterator[None]:
-    """The sweep is this process's alone."""
-    try:
-        claim = Claim(sweep.path)
-    except InputError as error:
+def _check_on_head(sweep: SweepFolder) -> None:
+    """The trials' own processes run on the head, and share the copy that this one works on."""
+    here = ray.get_runtime_context().get_node_id()
+    if not any(one["NodeID"] == here and HEAD in one["Resources"] for one in ray.nodes()):
         raise InputError(
-            f"{str(error).split(' is at work')[0]} is at work on this sweep; wait for it, or stop it with Ctrl-C first"
-        ) from None
-    with claim:
-        yield
+            f"{sweep.where}: a sweep in an object store is worked on in a copy on its driver's machine, which has to be the head of the "
+            "cluster; submit the job without --entrypoint-num-cpus, --entrypoint-num-gpus and --entrypoint-resources"
+        )
 
 
 def _weights(reader: LocalReaderSettings) -> str:

@@ -7,6 +7,7 @@ death of this process.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,19 +17,24 @@ from typing import Any
 from ray import tune
 
 from stairstep.records import logging_setup
-from stairstep.settings import StairstepError
+from stairstep.records.mirror import follow
+from stairstep.records.places import ObjectFolder
+from stairstep.settings import StairstepError, UnreachableError
 from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord
 from stairstep.sweeps.plan import in_sweep
 from stairstep.sweeps.scores import scores
 from stairstep.sweeps.serving import ServedReader, asked_where_served
 from stairstep.sweeps.space import Space, space_of
 from stairstep.tasks import Recipe, load_recipe
+from stairstep.tasks.placing import run_place
 
 from .stopping import LAST, RECORDED, SCORE, STEP, TRIAL
 from .train import train_on_ray
 
+_LOG = logging.getLogger(__name__)
 _LOOK_S = 2.0
 _RECORD_S = 5.0
+_AGAIN_S = 10.0  # until a store that was away is asked again
 _SHOWN = 600  # characters of an error that a row of the table holds; the whole stands in the run folder
 
 
@@ -42,9 +48,13 @@ def run_trial(config: Mapping[str, Any]) -> None:
         return
     served = ServedReader(**config["reader"]) if config["reader"] else None
     try:
-        recipe = in_sweep(asked_where_served(load_recipe(sweep.recipe_path(name)), served), sweep.path, name)
+        recipe = in_sweep(asked_where_served(load_recipe(sweep.recipe_path(name)), served), config["runs"], name)
         if recipe.evaluation.mode == "auto":  # decided once for the whole sweep
             recipe = replace(recipe, evaluation=replace(recipe.evaluation, mode=config["mode"]))
+        run = run_place(recipe)
+        if isinstance(run, ObjectFolder) and not watched.bring(run):
+            watched.write(state="waiting")
+            return
         watched.train(recipe)
     except Exception as error:  # noqa: BLE001 - one row of the table, not the end of the sweep
         watched.write(state="failed", reason=_told(error))
@@ -61,6 +71,20 @@ class _Watched:
         self._looked = self._written = 0.0
         self._began = time.monotonic()
         self._before = self.record.seconds
+
+    def bring(self, run: ObjectFolder) -> bool:
+        """Read what the store has of the run; while the store is away no trial begins. False where the sweep was stopped meanwhile."""
+        told = False
+        while not self.sweep.asked_to_stop(ALL):
+            try:
+                follow(run, self.sweep.run_path(self.record.name))
+                return True
+            except UnreachableError as error:
+                if not told:
+                    _LOG.warning("%s; trial %s waits for the store", error, self.record.name)
+                told = True
+            time.sleep(_AGAIN_S)
+        return False
 
     def train(self, recipe: Recipe) -> None:
         """Train, and write down how it ended."""

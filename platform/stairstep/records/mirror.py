@@ -1,10 +1,11 @@
-"""A run folder in an object store: worked on in a copy on this machine, which is brought from the store and put there in a safe order.
+"""A run or a sweep in an object store: worked on in a copy on this machine, which is brought from the store and put there in a safe order.
 
 The store is the one truth. Who claims a run makes the copy equal to it, and whatever the run leaves is put there: at every checkpoint and
 change of state all that is new, every few seconds the status and the metrics. An object that others rely upon is put after what it relies
 upon: the recipe first, the metrics before the checkpoint that counts their lines, a summary after its rows, a checkpoint's files before its
 marker COMPLETE, the status last; what is deleted loses its marker first. So a run that is killed between any two requests goes on from the
-last checkpoint whose marker is there, to the same bits, and the remains of another one are passed over and removed.
+last checkpoint whose marker is there, to the same bits, and the remains of another one are passed over and removed. Of a sweep the trials
+are put after their recipes and the plan after the trials; the runs of the trials are put by whoever trains them.
 
 A store that cannot be reached stops no run: what it lacks is put with the next checkpoint, and at the end at the latest, or told.
 The object `.lock` names who works on the run. Arrow cannot create an object on a condition, so of two that start at the same moment both
@@ -22,10 +23,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from stairstep.settings import InputError, StairstepError
@@ -41,24 +42,33 @@ _LOG = logging.getLogger(__name__)
 PUSH_S = 10.0
 WATCH_S = 4 * PUSH_S
 LOCK = ".lock"
-_STOP = "stop"
+_STOP = "stop"  # an object of a run; a folder of objects of a sweep
 _STATUS = "status.json"
 _AT_THE_END = ("tensorboard", "wandb")  # files that grow, for people
-_CHECKPOINT = re.compile(r"(checkpoint-\d+)/.+")
+_CHECKPOINT = re.compile(r"((?:[^/]+/)*checkpoint-\d+)/.+")
 _AT_ONCE = 8
 
 Signature = tuple[int, int]
 
 
 class TakenOverError(InputError):
-    """Somebody else works on this run now."""
+    """Somebody else works on this run or sweep now."""
 
 
 class Mirror:
-    """The copy of one run folder, and what of it the store has."""
+    """The copy of one folder, and what of it the store has. `status`: the file with the heartbeat of whoever works on it; `apart`: folders
+    in it that others put, or nobody; `checkpoints`: whether the copy is to have them."""
 
-    def __init__(self, remote: ObjectFolder, local: Path) -> None:
-        self.remote, self.local = remote, local
+    def __init__(
+        self,
+        remote: ObjectFolder,
+        local: Path,
+        what: str = "run",
+        status: str = _STATUS,
+        apart: Collection[str] = (),
+        checkpoints: bool = True,
+    ) -> None:
+        self.remote, self.local, self.what, self.status, self.apart, self.checkpoints = remote, local, what, status, apart, checkpoints
         self._token = secrets.token_hex(8)
         self._known: dict[str, Signature | None] = {}  # objects by name, as the file was that they were made from; None: not from here
         self._beaten = float("-inf")
@@ -68,7 +78,7 @@ class Mirror:
     # --- whose it is
 
     def take(self, watch_s: float = WATCH_S) -> None:
-        """Make the run ours, or refuse while somebody else is at work on it."""
+        """Make it ours, or refuse while somebody else is at work on it."""
         holder = self._holder()
         here = holder.get("host") == host_name()
         if holder and not (here and not process_is_alive(int(holder.get("pid", 0)))):
@@ -91,22 +101,22 @@ class Mirror:
             if now is None:
                 return
             if now != first:
-                raise InputError(f"{self.remote}: {who} is at work on this run; wait for it or stop it, or choose another run.name")
+                raise InputError(f"{self.remote}: {who} is at work on this {self.what}; wait for it or stop it, or choose another run.name")
         _LOG.warning("%s: %s has gone silent; taking over", self.remote, who)
 
     def _heartbeat(self) -> float | None:
-        """When the run that the store has last said that it is at work, or None if it does not say so."""
-        status = _mapping(self.remote.get(_STATUS))
+        """When whoever works on it last said so, or None if nobody does."""
+        status = _mapping(self.remote.get(self.status))
         return float(status.get("heartbeat", 0.0)) if status.get("state") in ACTIVE else None
 
     def _check_ours(self) -> None:
         holder = self._holder()
         if holder.get("token") != self._token:
             now = f"process {holder['pid']} on {holder['host']} works on it now" if holder.get("host") else "its lock was removed"
-            raise TakenOverError(f"{self.remote}: this run was taken over ({now}); this process ends and puts nothing there any more")
+            raise TakenOverError(f"{self.remote}: this {self.what} was taken over ({now}); this process ends and puts nothing more there")
 
     def release(self) -> None:
-        """Put what is left and let another process have the run."""
+        """Put what is left and let another process have it."""
         self.put_all(last=True)
         self.remote.remove([LOCK])
 
@@ -114,10 +124,10 @@ class Mirror:
 
     def pull(self) -> None:
         """Make the copy what the store has: everything but torn checkpoints, which the next push removes."""
-        listed = {name: stored for name, stored in self.remote.files().items() if _is_plain(name)}
+        listed = self._stored()
         torn = self._torn(listed)
         for path in self.local.iterdir():
-            if path.name != LOCK:
+            if path.name != LOCK and path.name not in self.apart:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         whole = [name for name in listed if _folder_of(name) not in torn]
         fetch(self.remote, whole, self.local)
@@ -126,6 +136,16 @@ class Mirror:
         for one in sorted(torn):
             why = "no marker, or a file is missing or cut"
             _LOG.warning("%s: this checkpoint is not complete (%s); it is not used", self.remote.where(one), why)
+
+    def _stored(self) -> dict[str, Stored]:
+        """What the store has, less what is no concern of this copy."""
+        if self.apart:
+            found = self.remote.files(deep=False)
+            for folder in set(self.remote.folders()) - set(self.apart):
+                found |= {f"{folder}/{name}": stored for name, stored in (self.remote / folder).files().items()}
+        else:
+            found = self.remote.files()
+        return {name: stored for name, stored in found.items() if _is_plain(name) and (self.checkpoints or not _folder_of(name))}
 
     def _torn(self, listed: Mapping[str, Stored]) -> set[str]:
         torn = set()
@@ -148,7 +168,7 @@ class Mirror:
             raise
         except (StairstepError, OSError) as error:
             if not self._failing:
-                _LOG.warning("%s; the run goes on in %s, and what the store lacks is put later", error, self.local)
+                _LOG.warning("%s; the %s goes on in %s, and what the store lacks is put later", error, self.what, self.local)
             self._failing = True
         else:
             self._failing = False
@@ -165,20 +185,32 @@ class Mirror:
         """Put what the store lacks and delete what the copy lacks, in this order, or raise; `last`: also what grows and is for people."""
         with self._pushing:
             self._check_ours()
-            if _STOP not in self._known and self.remote.exists(_STOP):
-                (self.local / _STOP).touch()
-                self._known[_STOP] = self._here(last).get(_STOP)
+            self._hear()
             here = self._here(last)
             gone = [name for name in self._known if name not in here and (last or not name.startswith(_AT_THE_END))]
             changed = [name for name, signature in here.items() if self._known.get(name) != signature]
-            if "recipe.yaml" in changed:  # a run begins: nothing of another one may seem to be of it
+            if "recipe.yaml" in changed:  # it begins: nothing of another one may seem to be of it
                 self._remove(gone)
                 gone = []
-            for name in sorted(set(changed) - {_STATUS}, key=lambda one: (_turn(one), one)):
+            for name in sorted(set(changed) - {self.status}, key=lambda one: (_turn(one), one)):
                 self._put(name, here[name])
             self._remove(gone)
-            if _STATUS in changed:
-                self._put(_STATUS, here[_STATUS])
+            if self.status in changed:
+                self._put(self.status, here[self.status])
+
+    def _hear(self) -> None:
+        """Bring what asks for a stop and was put by a person."""
+        below = self.local / _STOP
+        if below.is_dir():
+            asked = [f"{_STOP}/{name}" for name in (self.remote / _STOP).files(deep=False) if _is_plain(name)]
+        else:
+            asked = [_STOP] if _STOP not in self._known and self.remote.exists(_STOP) else []
+        for name in set(asked) - set(self._known):
+            why = (self.remote.get(name) or b"").decode("utf-8", "replace").strip()
+            path = self.local / name
+            write_atomically(path, why or f"asked by {self.remote.where(name)}")
+            stat = path.stat()
+            self._known[name] = (stat.st_size, stat.st_mtime_ns)
 
     def _put(self, name: str, signature: Signature) -> None:
         folder = _folder_of(name)
@@ -192,14 +224,16 @@ class Mirror:
         self._known[name] = signature
 
     def _remove(self, names: Iterable[str]) -> None:
-        for name in sorted(names, key=lambda one: (one != _STATUS, not one.endswith(COMPLETE), one)):
+        for name in sorted(names, key=lambda one: (-_turn(one), one)):
             self.remote.remove([name])
             self._known.pop(name, None)
 
     def _here(self, last: bool) -> dict[str, Signature]:
         """What is in the copy, less what is being written just now."""
         found = {}
-        for path in self.local.rglob("*"):
+        # From the last name to the first: of a sweep `trials` before `recipes`, so that no record is found without its recipe.
+        tops = sorted((one for one in self.local.iterdir() if one.name not in self.apart), reverse=True)
+        for path in (one for top in tops for one in (top, *top.rglob("*"))):
             parts = path.relative_to(self.local).parts
             name = "/".join(parts)
             if name == LOCK or any(map(parse_temporary, parts)) or (parts[0] in _AT_THE_END and not last):
@@ -227,14 +261,15 @@ class MirroredClaim(Claim):
             raise
 
     def release(self) -> None:
-        """Put what is left, and let another process have the run; a failure is raised, unless something else has failed already."""
+        """Put what is left, and let another process have it; a failure is raised, unless something else has failed already."""
         if not self.held:
             return
         failed_before = sys.exc_info()[1] is not None
         try:
             self._mirror.release()
         except StairstepError as error:
-            told = f"{error}. The store lacks what the run has left since its last push; the same command goes on from what is there"
+            lacks = f"The store lacks what the {self._mirror.what} has left since its last push"
+            told = f"{error}. {lacks}; the same command goes on from what is there"
             if not failed_before:
                 raise type(error)(told) from error
             _LOG.error("%s", told)
@@ -243,12 +278,12 @@ class MirroredClaim(Claim):
 
 
 class MirroredRunFolder(RunFolder):
-    """A run folder whose truth lies in an object store."""
+    """A run folder whose truth lies in an object store; `checkpoints`: whether the copy is to have them."""
 
-    def __init__(self, path: str | Path, remote: ObjectFolder) -> None:
+    def __init__(self, path: str | Path, remote: ObjectFolder, checkpoints: bool = True) -> None:
         super().__init__(path)
         self.remote = remote
-        self.mirror = Mirror(remote, self.path)
+        self.mirror = Mirror(remote, self.path, checkpoints=checkpoints)
 
     @property
     def where(self) -> str:
@@ -308,40 +343,43 @@ def fetch(remote: ObjectFolder, names: Iterable[str], folder: Path) -> None:
 
 
 def copy_to_read(remote: ObjectFolder) -> Path:
-    """A copy of a run or an evaluation, or of the runs directly in a folder, for whoever reads them: all but checkpoints and trackers'
-    files, and only what has changed since the last copy."""
+    """A copy of a run, a sweep or an evaluation, or of those directly in a folder, for whoever reads them: all but checkpoints and
+    trackers' files, and only what has changed since the last copy."""
     folder = copy_folder("read", remote) / remote.name
     folder.mkdir(exist_ok=True)
     with locked(folder.parent / LOCK):
         if remote.exists("recipe.yaml") or any(name.endswith(".summary.json") for name in remote.files(deep=False)):
             follow(remote, folder)
             return folder
-        runs = [name for name in remote.folders() if (remote / name).exists("recipe.yaml")]
-        if not runs:
-            expected = "expected the URL of a run (it has a recipe.yaml) or of a folder of them; sweeps do not lie in object stores"
-            raise InputError(f"{remote}: no run is here; {expected}")
+        there = [name for name in remote.folders() if (remote / name).exists("recipe.yaml")]
+        if not there:
+            expected = "expected the URL of a run or a sweep (it has a recipe.yaml), or of a folder of them"
+            raise InputError(f"{remote}: no run and no sweep is here; {expected}")
         for path in folder.iterdir():
-            if path.name not in runs:
+            if path.name not in there:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name in runs:
-            (folder / name).mkdir(exist_ok=True)
+        for name in there:
             follow(remote / name, folder / name)
     return folder
 
 
 def follow(remote: ObjectFolder, folder: Path) -> None:
-    """Make a folder what the store has of a run or an evaluation now, less checkpoints and trackers' files; what is unchanged stays."""
+    """Make a folder what the store has of runs, evaluations or a sweep now, less checkpoints and trackers' files; what is unchanged
+    stays."""
     listed = {
         name: stored
         for name, stored in remote.files().items()
-        if _is_plain(name) and not _folder_of(name) and name.split("/")[0] not in _AT_THE_END
+        if _is_plain(name) and not _folder_of(name) and not set(name.split("/")) & set(_AT_THE_END)
     }
-    for path in [one for one in folder.rglob("*") if one.is_file() and one.relative_to(folder).as_posix() not in listed]:
-        path.unlink()
+    wanted = {one.as_posix() for name in listed for one in (PurePosixPath(name), *PurePosixPath(name).parents)}
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.relative_to(folder).as_posix() not in wanted:
+            path.rmdir() if path.is_dir() else path.unlink()
     here = {name: folder / name for name in listed if (folder / name).is_file()}
     had = {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in here.items()}
     changed = [name for name, stored in listed.items() if had.get(name) != (stored.size, stored.time_ns)]
-    for name in sorted(changed, key=lambda one: (_turn(one), one)):
+
+    def one(name: str) -> None:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         data = remote.get(name)  # of one moment: what grows or is replaced meanwhile is read whole
@@ -349,16 +387,20 @@ def follow(remote: ObjectFolder, folder: Path) -> None:
             write_atomically(target, data, durable=False)
             os.utime(target, ns=(listed[name].time_ns, listed[name].time_ns))
 
+    with ThreadPoolExecutor(_AT_ONCE, "follow") as pool:
+        for turn in sorted(set(map(_turn, changed))):
+            list(pool.map(one, (name for name in changed if _turn(name) == turn)))
+
 
 def _turn(name: str) -> int:
     """When an object is put: what it relies upon comes before it."""
     if name == "recipe.yaml":
         return 0
-    if name == _STATUS:
+    if name in (_STATUS, "sweep.json"):
         return 5
     if _folder_of(name):
         return 4 if name.endswith(f"/{COMPLETE}") else 3
-    return 2 if name.endswith(".summary.json") else 1
+    return 2 if name.endswith(".summary.json") or name.startswith("trials/") else 1
 
 
 def _folder_of(name: str) -> str:
@@ -370,7 +412,7 @@ def _folder_of(name: str) -> str:
 def _is_plain(name: str) -> bool:
     """Whether an object's name is one of a file in a run folder; others are let alone."""
     parts = name.split("/")
-    return name != LOCK and all(part not in ("", ".", "..") and parse_temporary(part) is None for part in parts)
+    return parts[-1] != LOCK and all(part not in ("", ".", "..") and parse_temporary(part) is None for part in parts)
 
 
 def _mapping(data: bytes | None) -> dict[str, Any]:

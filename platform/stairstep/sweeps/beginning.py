@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stairstep.records import write_atomically
-from stairstep.records.places import is_url
+from stairstep.records.places import ObjectFolder, below, place
 from stairstep.settings import InputError, to_plain, to_yaml
 from stairstep.tasks import Recipe, load_recipe
-from stairstep.tasks.placing import no_url
 
 from .folder import StepOfStairs, SweepFolder, SweepPlan
+from .mirrored import MirroredSweep
 from .plan import Sketch, TrialMaker, in_numbers, sketch, write_trial
 from .space import Space, load_space, space_of
 
@@ -44,50 +44,57 @@ def planned(asked: Asked) -> tuple[Space, Sketch]:
 
 def begin(asked: Asked, space: Space, made: Sketch, command: str = "") -> SweepFolder:
     """Make the sweep's folder; refused where one of this name is."""
-    sweep = SweepFolder(sweep_path(asked, made.base))
-    sweep.make()
-    # As loaded, not as resolved: a trial that is suggested later may need another world.
-    write_atomically(sweep.path / "recipe.yaml", to_yaml(load_recipe(asked.recipe, asked.overrides)))
-    for one in made.trials:
-        write_trial(sweep, one)
-    sweep.write_plan(
-        SweepPlan(
-            name=sweep.path.name,
-            recipe_file=str(asked.recipe),
-            space_file=str(asked.space),
-            overrides=tuple(asked.overrides),
-            recipe=to_plain(made.base),
-            space=to_plain(space),
-            seeds=space.seeds,
-            metrics=(space.metric, *(one.metric for one in space.also)),
-            modes=(space.mode, *(one.mode for one in space.also)),
-            steps=tuple(StepOfStairs(one.name, one.adds) for one in space.steps),
-            skipped=made.skipped,
-            command=command,
-            began=time.time(),
+    sweep = sweep_at(sweep_place(asked, made.base))
+    with sweep.beginning():
+        # As loaded, not as resolved: a trial that is suggested later may need another world.
+        write_atomically(sweep.path / "recipe.yaml", to_yaml(load_recipe(asked.recipe, asked.overrides)))
+        for one in made.trials:
+            write_trial(sweep, one)
+        sweep.write_plan(
+            SweepPlan(
+                name=sweep.path.name,
+                recipe_file=str(asked.recipe),
+                space_file=str(asked.space),
+                overrides=tuple(asked.overrides),
+                recipe=to_plain(made.base),
+                space=to_plain(space),
+                seeds=space.seeds,
+                metrics=(space.metric, *(one.metric for one in space.also)),
+                modes=(space.mode, *(one.mode for one in space.also)),
+                steps=tuple(StepOfStairs(one.name, one.adds) for one in space.steps),
+                skipped=made.skipped,
+                command=command,
+                began=time.time(),
+            )
         )
-    )
     return sweep
 
 
-def sweep_path(asked: Asked, recipe: Recipe) -> Path:
+def sweep_place(asked: Asked, recipe: Recipe) -> Path | ObjectFolder:
     """Where a sweep's folder lies."""
     name = asked.name or re.sub(r"[^\w.+-]", "-", f"{asked.recipe.stem}-{asked.space.stem}", flags=re.ASCII)[:80]
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,79}", name, flags=re.ASCII):
         raise InputError(f"--name: '{name}': expected a plain folder name (letters, digits, '.', '_', '+', '-'; at most 80 characters)")
-    if is_url(recipe.run.root):
-        raise no_url("a sweep")
-    return Path(recipe.run.root) / name
+    return below(recipe.run.root, name)
 
 
-def find(named: str, root: Path) -> SweepFolder:
-    """The sweep of a name below the root, or at a path."""
-    for path in (root / named, Path(named)):
-        if SweepFolder.is_one(path):
-            return SweepFolder(path)
-    there = sorted(one.parent.name for one in root.glob("*/sweep.json"))
+def sweep_at(where: Path | ObjectFolder) -> SweepFolder:
+    """The sweep of a place: its folder, or the copy in which one in an object store is worked on."""
+    return MirroredSweep(where) if isinstance(where, ObjectFolder) else SweepFolder(where)
+
+
+def find(named: str, root: str) -> SweepFolder:
+    """The sweep of a name below the root, or at a path or URL."""
+    for one in (below(root, named), place(named)):
+        if one.exists("sweep.json") if isinstance(one, ObjectFolder) else SweepFolder.is_one(one):
+            return sweep_at(one)
+    base = place(root)
+    if isinstance(base, ObjectFolder):
+        there = [one for one in base.folders() if (base / one).exists("sweep.json")]
+    else:
+        there = sorted(one.parent.name for one in base.glob("*/sweep.json"))
     known = f"; there are {', '.join(there)}" if there else ""
-    raise InputError(f"--resume: there is no sweep '{named}' below {root}{known}; give its name and --root, or its folder")
+    raise InputError(f"--resume: there is no sweep '{named}' below {root}{known}; give its name and --root, or its folder or URL")
 
 
 def maker_of(sweep: SweepFolder, space: Space) -> TrialMaker:

@@ -6,25 +6,30 @@
                   stop/<trial>          a trial is asked to stop, and why; stop/ALL asks all of them
                   runs/<trial>/         its run folder
 
+In an object store there is also driver.json, by which others see whether somebody works on the sweep (sweeps/mirrored.py).
+
 What a trial scored is read from its run folder and from nowhere else, so a board, a resumed sweep and a person see the same. Nothing
 here needs Ray.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from stairstep.records import RunFolder, read_json, write_atomically, write_json
+from stairstep.records import Claim, RunFolder, read_json, write_atomically, write_json
 from stairstep.settings import DataError, InputError
 
 TrialState = Literal["waiting", "running", "finished", "stopped", "failed"]
 DONE: tuple[TrialState, ...] = ("finished", "stopped")
 """States of a trial that is not run again."""
 ALL = "ALL"
-_PARTS = ("recipes", "trials", "stop", "runs")
+PARTS = ("recipes", "trials", "stop", "runs")
+_OWN = {*PARTS, "recipe.yaml", "sweep.json", "driver.json", "report.html", ".lock", ".ray"}
 Value = str | int | float | bool | None
 
 
@@ -103,15 +108,63 @@ class SweepFolder:
         plain["steps"] = tuple(StepOfStairs(**one) for one in plain.get("steps", ()))
         return SweepPlan(**plain)
 
+    # --- where it lies, and whose it is
+
+    @property
+    def where(self) -> str:
+        """What it is called in messages."""
+        return str(self.path)
+
+    @property
+    def run_root(self) -> str:
+        """The `run.root` of its trials."""
+        return os.path.abspath(self.runs)
+
+    @property
+    def lost(self) -> str:
+        """Why the sweep cannot be kept any longer; empty while it can."""
+        return ""
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """For the length of the block the new sweep is written."""
+        self.make()
+        yield
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """The right to work on it, refused while another process does."""
+        try:
+            claim = Claim(self.path)
+        except InputError as error:
+            raise self._refusal(error) from None
+        with claim:
+            yield
+
+    def published(self, name: str) -> str:
+        """Where a file lies for everybody that was written here when the sweep had ended."""
+        return str(self.path / name)
+
+    def _refusal(self, error: InputError) -> InputError:
+        """A claim's refusal in words for a sweep; any other error as it is."""
+        who, at_work, _ = str(error).partition(" is at work on this ")
+        if not at_work:
+            return error
+        who = who.replace(str(self.path.resolve()), self.where)
+        return InputError(f"{who} is at work on this sweep; wait for it, or stop it with Ctrl-C first")
+
+    def check_free(self, there: Collection[str]) -> None:
+        """Refuse to begin a sweep where something else lies; `there`: the names in its folder."""
+        if not set(there) <= _OWN:
+            raise InputError(f"{self.where}: something that is no sweep is here; choose another --name")
+
     def make(self) -> None:
         """Make the folder, or take one whose sweep never began a trial; anything else there is left as it is, and refused."""
-        there = {one.name for one in self.path.iterdir()} if self.path.is_dir() else set()
-        if self.path.exists() and not there <= {*_PARTS, "recipe.yaml", "sweep.json", "report.html", ".lock", ".ray"}:
-            raise InputError(f"{self.path}: something that is no sweep is here; choose another --name")
-        if (self.path / "runs").is_dir() and any((self.path / "runs").iterdir()):
-            raise InputError(f"{self.path}: a sweep is here already; go on with it by --resume {self.path}, or choose another --name")
+        self.check_free([one.name for one in self.path.iterdir()] if self.path.is_dir() else [])
+        if self.runs.is_dir() and any(self.runs.iterdir()):
+            raise InputError(f"{self.where}: a sweep is here already; go on with it by --resume {self.where}, or choose another --name")
         (self.path / "sweep.json").unlink(missing_ok=True)
-        for part in _PARTS:
+        for part in PARTS:
             (self.path / part).mkdir(parents=True, exist_ok=True)
             for left in (self.path / part).iterdir():
                 left.unlink()

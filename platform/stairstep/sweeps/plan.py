@@ -129,11 +129,12 @@ def as_override(value: Value) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
-    """A trial's recipe at its place below the sweep; answers, embeddings and tiles are shared with all runs of the recipe's own root.
+def in_sweep(recipe: Recipe, runs: str, trial: str) -> Recipe:
+    """A trial's recipe at its place below the sweep's `runs`; answers, embeddings and tiles are shared with all runs of the recipe's own
+    root.
 
     Its paths are those that `write_trial` wrote: a trial's process may stand in any folder."""
-    root = Path(recipe.run.root)
+    root = recipe.run.root
     evaluation = replace(
         recipe.evaluation,
         ledger_folder=str(below(root, recipe.evaluation.ledger_folder or "ledger")),
@@ -141,8 +142,9 @@ def in_sweep(recipe: Recipe, sweep: Path, trial: str) -> Recipe:
     )
     return replace(
         recipe,
-        run=replace(recipe.run, root=os.path.abspath(sweep / "runs"), name=trial, resume="auto"),
+        run=replace(recipe.run, root=runs, name=trial, resume="auto"),
         evaluation=evaluation,
+        tiles=replace(recipe.tiles, store=recipe.tiles.store or str(below(root, "tiles"))),
         cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers)),
     )
 
@@ -151,11 +153,15 @@ def write_trial(sweep: SweepFolder, planned: Planned) -> None:
     """Keep a trial: its recipe as a file that runs alone too, under a name of its own, and then its record."""
     path = sweep.recipe_path(planned.record.name)
     recipe, stored = planned.recipe, planned.recipe.tiles.store
-    run = replace(recipe.run, name=f"{sweep.path.name}-{planned.record.name}"[:100], root=os.path.abspath(recipe.run.root))
-    tiles = recipe.tiles if stored is None or is_url(stored) else replace(recipe.tiles, store=os.path.abspath(stored))
+    run = replace(recipe.run, name=f"{sweep.path.name}-{planned.record.name}"[:100], root=_absolute(recipe.run.root))
+    tiles = recipe.tiles if stored is None else replace(recipe.tiles, store=_absolute(stored))
     alone = replace(recipe, run=run, tiles=tiles)
     write_atomically(path, f"# Trial {planned.record.name}, written by stairstep.\n{to_yaml(alone)}")
     sweep.write_trial(planned.record)
+
+
+def _absolute(text: str) -> str:
+    return text if is_url(text) else os.path.abspath(text)
 
 
 # --- points

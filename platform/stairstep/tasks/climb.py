@@ -15,12 +15,15 @@ from typing import Any
 from stairstep.evaluation.comparison import Compared, Comparison, compare_family
 from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.records import RunFolder
+from stairstep.records.mirror import copy_to_read
+from stairstep.records.places import ObjectFolder
 from stairstep.records.resume import check_same_recipe
 from stairstep.settings import InputError, to_plain
 
 from .opening import Finished, outcome_line
+from .placing import run_place
 from .recipe import Recipe, load_recipe
-from .resolve import resolve, run_folder_path
+from .resolve import resolve
 
 METRICS = ("hit@1",)
 
@@ -73,15 +76,25 @@ def _trained(
     recipe = resolve(load_recipe(path, [f"run.name={path.stem}-seed{seed}", f"run.seed={seed}", *overrides]))
     if not recipe.evaluation.sets:
         raise InputError(f"{path}: evaluation.sets is empty; a climb compares answers to questions, name a question set")
-    folder = RunFolder(run_folder_path(recipe))
-    status = folder.status
-    if status is not None and status.state == "finished":
+    where = run_place(recipe)
+    folder = _to_read(where)
+    status = folder.status if folder is not None else None
+    if folder is not None and status is not None and status.state == "finished":
         check_same_recipe(folder.path, folder.recipe(), to_plain(recipe))
-        told(f"{path.stem}, seed {seed}: finished before; {folder.path}")
+        told(f"{path.stem}, seed {seed}: finished before; {where}")
         return folder, status.step
     finished = train(recipe)
     told(f"{path.stem}, seed {seed}: {outcome_line(finished)}")
+    folder = _to_read(where)
+    assert folder is not None, "it was trained"
     return None if finished.outcome.reason == "stopped" else (folder, finished.outcome.step)
+
+
+def _to_read(where: Path | ObjectFolder) -> RunFolder | None:
+    """The run at a place, maybe a copy of it; None where none has begun."""
+    if isinstance(where, ObjectFolder):
+        return RunFolder(copy_to_read(where)) if where.exists("recipe.yaml") else None
+    return RunFolder(where) if RunFolder(where).holds_run() else None
 
 
 def _plain(comparison: Comparison) -> dict[str, Any]:

@@ -47,17 +47,17 @@ class Mended:
         return "\n".join([f"{self.rows}: {told}", f"  {qa_line(self.score)}", *missing_lines(self.missing)])
 
 
-def mend(folder: Path, recipe: Recipe, what: Sequence[Missing]) -> list[Mended]:
+def mend(folder: RunFolder, recipe: Recipe, what: Sequence[Missing]) -> list[Mended]:
     """Fill in the answers or grades that the evaluations in a run folder lack, as the resolved recipe's reader and grader give them."""
     if recipe.evaluation.reader is None:
-        raise InputError(f"{folder}: the recipe names no reader, so nothing was answered here; evaluate it with evaluation.reader")
-    found = sorted(folder.rglob("eval_step*.jsonl"))
-    if not found:
-        raise InputError(f"{folder}: there is no evaluation here; expected eval_step<step>.jsonl, as a run folder has them")
-    compute_with(recipe.run.threads)
-    answering = Answering(recipe.evaluation, tile_reader(recipe), recipe.tiles, device_of(recipe), recipe.run.root, again=True)
-    claim = RunFolder(folder).claim()
+        raise InputError(f"{folder.where}: the recipe names no reader, so nothing was answered here; evaluate it with evaluation.reader")
+    claim = folder.claim()
     try:
+        found = sorted(folder.path.rglob("eval_step*.jsonl"))
+        if not found:
+            raise InputError(f"{folder.where}: there is no evaluation here; expected eval_step<step>.jsonl, as a run folder has them")
+        compute_with(recipe.run.threads)
+        answering = Answering(recipe.evaluation, tile_reader(recipe), recipe.tiles, device_of(recipe), recipe.run.root, again=True)
         return [one for path in found if (one := _mend(path, answering, recipe, what)) is not None]
     finally:
         claim.release()

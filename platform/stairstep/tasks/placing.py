@@ -66,6 +66,14 @@ def checkpoint_here(text: str | Path) -> Path:
     return folder
 
 
+def folder_to_mend(text: str) -> RunFolder:
+    """A run that is there, to change what it has measured: its folder, or a copy, without checkpoints, of the one in an object store."""
+    remote = place(text)
+    if not isinstance(remote, ObjectFolder):
+        return RunFolder(remote)
+    return MirroredRunFolder(RunFolder.create(copy_folder("mend", remote) / remote.name).path, remote, checkpoints=False)
+
+
 def put_results(folder: Path, remote: ObjectFolder) -> None:
     """Put an evaluation's rows, and its summaries after them."""
     names = sorted(one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file() and one.name != LOCK)
