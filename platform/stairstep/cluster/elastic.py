@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray._private.state import state as ray_state  # no public function tells what is being drained; Ray Train asks here too
@@ -92,9 +91,10 @@ class Sizing:
 class GroupWatch:
     """Looks, while a group of workers trains, whether it had better stop at a checkpoint and be set up anew."""
 
-    def __init__(self, cluster: ClusterSettings, size: int, room: Room, place: Path) -> None:
+    def __init__(self, cluster: ClusterSettings, size: int, room: Room, nodes: Callable[[], set[str]]) -> None:
+        """`nodes`: those of the group's workers, as far as they are known."""
         self._missing = cluster.workers - size
-        self._room, self._place = room, place
+        self._room, self._nodes = room, nodes
         self._grow_at = time.monotonic() + cluster.grow_after_s
         self._look_at = 0.0
         self._steady = _Steady()
@@ -109,7 +109,7 @@ class GroupWatch:
         if now < self._look_at:
             return ""
         self._look_at = now + _LOOK_S
-        if gone := nodes_of_group(self._place) & set(ray_state.get_draining_nodes()):
+        if gone := self._nodes() & set(ray_state.get_draining_nodes()):
             self.leaving = True
             return f"a node of the workers is about to go ({', '.join(sorted(one[:12] for one in gone))})"
         if asked or not self._missing:
@@ -120,19 +120,3 @@ class GroupWatch:
         if more and settled and now >= self._grow_at:
             return f"there is room for {more} more of {self._missing} missing workers"
         return ""
-
-
-def pause_file(place: Path) -> Path:
-    """Where the driver asks a group of workers to stop at a checkpoint, for another to go on; `place` is the group's own."""
-    return place.with_name(f"{place.name}.pause")
-
-
-def tell_node(place: Path, node: str) -> None:
-    """Leave word, from a worker, of the node that it runs on."""
-    place.with_name(f"{place.name}.on-{node}").touch()
-
-
-def nodes_of_group(place: Path) -> set[str]:
-    """The nodes of a group's workers."""
-    begin = f"{place.name}.on-"
-    return {one.name.removeprefix(begin) for one in place.parent.iterdir() if one.name.startswith(begin)}

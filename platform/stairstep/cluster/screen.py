@@ -1,31 +1,48 @@
 """The terminal of a run whose first worker is another process: what it writes to standard error appears where the job was started.
 
-The worker writes to a file beside the run, as to the terminal that the driver has, progress bar included; the driver copies what is
-new. So a run under Ray looks like one in process, without Ray's prefixes and from one worker alone.
+The worker writes as to the terminal that the driver has, progress bar included, and what it writes is told to the driver piece by piece
+(words.py). So a run under Ray looks like one in process, without Ray's prefixes and from one worker alone.
 """
 
 from __future__ import annotations
 
-import codecs
 import io
 import logging
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
 from typing import TextIO
+
+from .words import Words
 
 _LOG = logging.getLogger(__name__)
 
 
-class _Screen(io.TextIOWrapper):
-    """A file that says of itself that it is a terminal, where the driver's standard error is one."""
+class _Screen(io.TextIOBase):
+    """A stream that tells the driver each line; of itself it says that it is a terminal, where the driver's standard error is one."""
 
-    def __init__(self, path: Path, terminal: bool) -> None:
-        super().__init__(path.open("ab"), encoding="utf-8", errors="replace", line_buffering=True, write_through=True)
-        self._terminal = terminal
+    def __init__(self, words: Words, terminal: bool) -> None:
+        super().__init__()
+        self._words, self._terminal = words, terminal
+        self._held: list[str] = []
+        self._lock = threading.Lock()
+        words.show(b"")
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            self._held.append(text)
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lock:
+            text, self._held = "".join(self._held), []
+            if text:
+                self._words.show(text.encode("utf-8", "replace"))
 
     def isatty(self) -> bool:
         return self._terminal
@@ -38,12 +55,16 @@ def terminal_size(stream: TextIO | None = None) -> tuple[int, int] | None:
 
 
 @contextmanager
-def on_screen(path: Path, size: tuple[int, int] | None) -> Iterator[None]:
-    """Standard error of this process, as Python sees it, goes to the file."""
-    if size is not None:  # a progress bar asks here, because a file has no size
+def on_screen(words: Words, size: tuple[int, int] | None) -> Iterator[None]:
+    """Standard error of this process, as Python sees it, is told to the driver."""
+    if size is not None:  # a progress bar asks here, because such a stream has no size
         os.environ["COLUMNS"], os.environ["LINES"] = (str(one) for one in size)
-    with _Screen(path, size is not None) as screen, redirect_stderr(screen):
-        yield
+    screen = _Screen(words, size is not None)
+    with redirect_stderr(screen):  # type: ignore[type-var]
+        try:
+            yield
+        finally:
+            screen.flush()
 
 
 class _WithoutRay(io.TextIOBase):
@@ -81,35 +102,23 @@ def without_ray() -> Iterator[None]:
 
 
 class Relay:
-    """Copies what is new in a worker's screen file to standard error."""
+    """Copies what a group's first worker has shown to standard error."""
 
-    def __init__(self, path: Path, stream: TextIO | None = None) -> None:
-        self.path, self._stream = path, stream
-        self._file: io.BufferedReader | None = None
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    def __init__(self, words: Words, stream: TextIO | None = None) -> None:
+        self._words, self._stream = words, stream
         self._last = "\n"
-        self._closed = False
-
-    @property
-    def begun(self) -> bool:
-        """Whether the worker has opened its screen."""
-        return self.path.exists()
+        self.begun = False
+        """Whether the worker has begun to write."""
 
     def poll(self) -> None:
-        """Copy what has been written since."""
-        if self._closed or not self.begun:
-            return
-        if self._file is None:
-            self._file = self.path.open("rb")
-        self._put(self._decode(self._file.read()))
+        """Copy what was shown since."""
+        while (piece := self._words.seen()) is not None:
+            self.begun = True
+            self._put(piece.decode("utf-8", "replace"))
 
     def close(self) -> None:
         """Copy the rest, and end a line that a worker left unfinished."""
         self.poll()
-        self._closed = True
-        if self._file is not None:
-            self._file.close()
-            self._file = None
         if not self._last.endswith("\n"):
             self._put("\n")
 
