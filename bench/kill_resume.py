@@ -28,7 +28,8 @@ from typing import Any
 from stairstep.records import RunFolder, describe_environment, is_volatile, read_json, read_json_lines, write_json
 from stairstep.settings import StairstepError, build, from_plain, to_plain
 from stairstep.tasks import Recipe, load_recipe
-from stairstep.tasks.resolve import resolve, run_folder_path
+from stairstep.tasks.placing import open_placed
+from stairstep.tasks.resolve import resolve
 
 RESULTS = Path(__file__).parent / "results" / "kill_resume.json"
 EMBEDDED = Path(__file__).parent.parent / "recipes" / "tinywiki.yaml"
@@ -203,7 +204,7 @@ def disturb(recipe: Recipe, whole: RunFolder, kills: int, rng: random.Random, to
     while len(deaths) < kills and victims < 5 * kills:
         victims += 1
         victim = _elsewhere(recipe, f"victim-{victims}")
-        folder = RunFolder(run_folder_path(victim))
+        folder = open_placed(victim)
         log = Path(victim.run.root) / "log.txt"
         for instant in draw(rng, kills - len(deaths), recipe.optim.steps, longest, took_s - (times[-1] - times[0])):
             death = kill_at(launch(victim, log), folder, instant)
@@ -249,7 +250,7 @@ def main() -> int:
         if code:
             print((Path(undisturbed.run.root) / "log.txt").read_text()[-2000:])
             return code
-        whole = RunFolder.open(run_folder_path(undisturbed))
+        whole = open_placed(undisturbed)
         print(f"undisturbed: {recipe.optim.steps} steps in {took_s:.1f} s\n\nkill  after step  waited  state       logged  checkpoint")
         deaths, found = disturb(recipe, whole, options.kills, random.Random(options.seed), took_s)
     print(f"\n{len(deaths)} kills; " + (f"{len(found)} differences:\n  " + "\n  ".join(found) if found else "every bit is the same"))

@@ -21,11 +21,13 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).par
 
 WORKER = "ray::RayTrainWorker"
 NODE_KEY = "NODE_TEST_KEY"
+STORE_KEYS = {"AWS_ACCESS_KEY_ID": "test-key-id", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_EC2_METADATA_DISABLED": "true"}
+"""What tests/conftest.py gives a test that uses its store."""
 PATIENCE_S = 400.0  # for a machine that has other work
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
+def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A private Ray with four CPUs to give away, under a token of its own that is written nowhere."""
     import ray
 
@@ -36,6 +38,9 @@ def ray_here() -> Iterator[None]:
         patch.delenv("RAY_AUTH_MODE")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv(NODE_KEY, secrets.token_hex(32))  # as on a node whose environment holds a key: Ray's processes inherit it
+        for name, value in STORE_KEYS.items():
+            patch.setenv(name, value)
+        patch.setenv("STAIRSTEP_CACHE", str(tmp_path_factory.mktemp("cache")))
         for left in (2, 1, 0):
             try:
                 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -9,20 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from memory_keys import MemoryKeys
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from stairstep.cluster import elastic, session, train
 from stairstep.cluster.beside import mode_of
-from stairstep.cluster.elastic import pause_file, tell_node
+from stairstep.cluster.seen import SeenRun
 from stairstep.cluster.session import Session
 from stairstep.cluster.sweep import room_for
 from stairstep.cluster.train import _Driver
+from stairstep.cluster.words import Words
 from stairstep.cluster.work import PATIENCE_S
-from stairstep.records import RunFolder, StopFlag
+from stairstep.records import StopFlag
 from stairstep.settings import InputError, TrainingError
-from stairstep.tasks.opening import open_run
 from stairstep.training import Outcome
 
 MakeRecipe = Callable[..., Any]
@@ -59,13 +60,10 @@ def driver(recipe: MakeRecipe, tmp_path: Path) -> MakeDriver:
 
     def make(where: Session, *overrides: str, attend: Callable[[], str] = lambda: "") -> _Driver:
         made = recipe("early", f"run.root={tmp_path}", "cluster.max_failures=0", "evaluation.mode=inline", *overrides)
-        path = tmp_path / "early"
-        path.mkdir()
-        folder = RunFolder.create(path)
-        with folder.claim():
-            open_run(folder, made)
+        seen = SeenRun(made)
+        seen.open(made, 5.0)
         (tmp_path / "ray").mkdir()
-        return _Driver(made, folder, tmp_path / "ray", where, StopFlag(), attend)
+        return _Driver(made, seen, tmp_path / "ray", where, StopFlag(), attend, MemoryKeys())
 
     return make
 
@@ -98,7 +96,7 @@ def test_a_stop_while_the_workers_wait_for_nodes_does_not_wait_with_them(driver:
     assert one.run() == Outcome("stopped", 0, None, None)
     assert not waiting.timed_out
     assert waiting.taken_back.is_set() == (where is OF_A_TRIAL)
-    status = one.folder.status
+    status = one.seen.folder.status
     assert status is not None and status.state == "stopped"
 
 
@@ -108,16 +106,17 @@ def test_a_notice_that_comes_after_a_pause_for_growth_is_still_seen(driver: Make
     monkeypatch.setattr(elastic, "_LOOK_S", 0.01)
     monkeypatch.setattr(elastic.ray_state, "get_draining_nodes", lambda: dict(draining))
     one = driver(OF_A_JOB)
-    groups: list[Path] = []
+    groups: list[str] = []
 
-    def trainer(place: Path, size: int, screen: Path) -> Any:
-        groups.append(place)
-        return SimpleNamespace(fit=lambda: lose(place, screen) if len(groups) == 1 else SimpleNamespace(return_value=vars(FINISHED)))
+    def trainer(group: str, size: int) -> Any:
+        groups.append(group)
+        words = Words(group, one.keys)
+        return SimpleNamespace(fit=lambda: lose(words) if len(groups) == 1 else SimpleNamespace(return_value=vars(FINISHED)))
 
-    def lose(place: Path, screen: Path) -> Any:
-        tell_node(place, "aa")
-        pause_file(place).write_text("there is room for 1 more of 1 missing workers")
-        screen.touch()
+    def lose(words: Words) -> Any:
+        words.tell_node("aa")
+        one.paused = True  # there is room for one more of one missing worker
+        words.show(b"")
         limit = threading.Event()
         while one.watch is None and not limit.wait(0.01):
             pass
@@ -139,9 +138,9 @@ FINISHED = Outcome("finished", 8, None, None)
 def test_a_loss_without_notice_costs_one_all_the_same(driver: MakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elastic.ray_state, "get_draining_nodes", dict)
 
-    def trainer(place: Path, size: int, screen: Path) -> Any:
+    def trainer(group: str, size: int) -> Any:
         def fit() -> Any:
-            screen.touch()
+            Words(group, one.keys).show(b"")
             raise WorkerGroupError("text", {1: RayActorError(error_msg="its node is gone")})
 
         return SimpleNamespace(fit=fit)

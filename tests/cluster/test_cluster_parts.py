@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray.exceptions
+from memory_keys import MemoryKeys
 from ray.train import ControllerError, WorkerGroupError
 from tqdm import tqdm
 
@@ -22,7 +23,8 @@ from stairstep.cluster import session
 from stairstep.cluster.losses import loss_of, timed_out
 from stairstep.cluster.screen import Relay, on_screen, without_ray
 from stairstep.cluster.session import Session, check_root, on_a_cluster, reader_host
-from stairstep.cluster.work import WorkerDefect, WorkerFailed, read_failure, wait_for_claim, wait_for_folder, write_failure
+from stairstep.cluster.words import Words
+from stairstep.cluster.work import WorkerDefect, WorkerFailed, failure_of, failure_record, wait_for_claim, wait_for_folder
 from stairstep.evaluation.readers import READER_KEY
 from stairstep.records import Progress, RunFolder, StopFlag
 from stairstep.settings import DataError, InputError, RecipeError, TileError, TrainingError, UnreachableError
@@ -46,12 +48,14 @@ class Terminal(io.StringIO):
 # --- the screen
 
 
-def test_what_a_worker_writes_appears_in_order_and_once(tmp_path: Path) -> None:
+def test_what_a_worker_writes_appears_in_order_and_once() -> None:
     shown = io.StringIO()
-    relay = Relay(tmp_path / "screen.txt", shown)
+    words = Words("run-1", MemoryKeys())
+    relay = Relay(words, shown)
     relay.poll()
     assert not relay.begun
-    with on_screen(relay.path, None):
+    with on_screen(words, None):
+        relay.poll()
         assert relay.begun
         print("eins", file=sys.stderr)
         relay.poll()
@@ -61,32 +65,22 @@ def test_what_a_worker_writes_appears_in_order_and_once(tmp_path: Path) -> None:
         sys.stderr.write("zwölf")
         sys.stderr.flush()
         relay.poll()
-    with on_screen(relay.path, None):
         print(" dreizehn", file=sys.stderr)
         sys.stderr.write("halb")
     relay.close()
     relay.close()
     assert shown.getvalue() == "eins\nzwölf dreizehn\nhalb\n"
-    assert not isinstance(sys.stderr, io.TextIOWrapper) or sys.stderr.name != str(relay.path)
+    assert not words._keys.below("run-1/"), "what was seen is kept no longer"
+    assert not type(sys.stderr).__module__.startswith("stairstep")
 
 
-def test_a_letter_that_arrives_in_two_parts(tmp_path: Path) -> None:
-    shown = io.StringIO()
-    relay = Relay(tmp_path / "screen.txt", shown)
-    data = "Größe".encode()
-    with relay.path.open("ab", buffering=0) as file:
-        for one in data:
-            file.write(bytes([one]))
-            relay.poll()
-    assert shown.getvalue() == "Größe"
-
-
-def test_a_progress_bar_reaches_a_terminal_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_reaches_a_terminal_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("LINES", "20")
     shown = Terminal()
-    relay = Relay(tmp_path / "screen.txt", shown)
-    with on_screen(relay.path, (100, 40)):
+    words = Words("run-1", MemoryKeys())
+    relay = Relay(words, shown)
+    with on_screen(words, (100, 40)):
         progress = Progress(3)
         for step in range(1, 4):
             progress.update(step, {"train/loss": 0.5})
@@ -117,39 +111,43 @@ def test_ray_keeps_off_standard_output() -> None:
 # --- failures
 
 
+def carried(error: Exception) -> Exception:
+    """What the driver makes of an error of a worker's."""
+    keys = MemoryKeys()
+    Words("run-1", keys).tell_failure(failure_record(error))
+    assert Words("run-2", keys).failure() is None
+    told = Words("run-1", keys).failure()
+    assert told is not None
+    return failure_of(told)
+
+
 @pytest.mark.parametrize("error", [TileError("a"), DataError("b"), RecipeError("c"), TrainingError("d")])
-def test_an_error_is_carried_as_it_is(tmp_path: Path, error: Exception) -> None:
-    write_failure(tmp_path, "one", error)
-    told = read_failure(tmp_path, "one")
+def test_an_error_is_carried_as_it_is(error: Exception) -> None:
+    told = carried(error)
     assert type(told) is type(error)
     assert str(told) == str(error)
-    assert told.exit_code == error.exit_code  # type: ignore[union-attr, attr-defined]
-    assert read_failure(tmp_path, "another") is None
+    assert told.exit_code == error.exit_code  # type: ignore[attr-defined]
 
 
-def test_errors_of_other_rooms_keep_message_and_exit_code(tmp_path: Path) -> None:
-    assert read_failure(tmp_path, "one") is None
+def test_errors_of_other_rooms_keep_message_and_exit_code() -> None:
     error = NonFiniteError("loss", 3, ("a:1", "b:2"))
-    write_failure(tmp_path, "one", error)
-    told = read_failure(tmp_path, "one")
+    told = carried(error)
     assert type(told) is TrainingError
     assert str(told) == str(error)
 
     class OtherError(InputError):
         """Defined in some room."""
 
-    write_failure(tmp_path, "one", OtherError("wrong"))
-    told = read_failure(tmp_path, "one")
+    told = carried(OtherError("wrong"))
     assert isinstance(told, InputError)
     assert told.exit_code == 2
 
 
-def test_a_defect_is_carried_with_its_traceback(tmp_path: Path) -> None:
+def test_a_defect_is_carried_with_its_traceback() -> None:
     try:
         {}["missing"]
     except KeyError as error:
-        write_failure(tmp_path, "one", error)
-    told = read_failure(tmp_path, "one")
+        told = carried(error)
     assert isinstance(told, WorkerDefect)
     assert "KeyError: 'missing'" in str(told)
     assert '{}["missing"]' in str(told)

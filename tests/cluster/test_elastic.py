@@ -28,7 +28,7 @@ from own_ray import BIN, end, free_ports, own_environment, started
 from safetensors.torch import load_file
 
 from stairstep.cluster import elastic
-from stairstep.cluster.elastic import Room, nodes_of_group
+from stairstep.cluster.elastic import Room
 from stairstep.cluster.train import train_on_ray
 from stairstep.records import RunFolder, read_json
 from stairstep.settings import TrainingError, to_plain
@@ -69,19 +69,18 @@ def waiting_alone(step: int) -> Callable[[dict[str, Any]], Any]:
 
     def work(config: dict[str, Any]) -> Any:
         import time
-        from pathlib import Path
 
         import torch.distributed
 
-        from stairstep.cluster.elastic import pause_file
+        from stairstep.cluster.words import Words
         from stairstep.cluster.work import work as real
         from stairstep.training import Trainer
 
-        update = Trainer._update
+        update, words = Trainer._update, Words(config["group"])
 
         def patient(self: Trainer, at: int) -> None:
             limit = time.monotonic() + 200
-            while torch.distributed.get_world_size() == 1 and at >= step and not pause_file(Path(config["place"])).exists():
+            while torch.distributed.get_world_size() == 1 and at >= step and not words.asked_to_stop():
                 if time.monotonic() > limit:
                     raise RuntimeError("nobody asked this group to stop")
                 time.sleep(0.02)
@@ -196,6 +195,7 @@ import json, sys, time
 from pathlib import Path
 
 from stairstep.cluster import elastic, train
+from stairstep.cluster.words import Words
 from stairstep.cluster.work import work as real
 from stairstep.records import logging_setup
 from stairstep.settings import build, from_plain
@@ -205,11 +205,19 @@ GATES = Path(sys.argv[2])
 
 def work(config):
     from stairstep.training import Trainer
-    update, pause = Trainer._update, elastic.pause_file(Path(config["place"]))
+    update, words = Trainer._update, Words(config["group"])
+    tell = Words.tell_node
+
+    def told(self, node):
+        (GATES / f"{self.group}.on").mkdir(exist_ok=True)
+        (GATES / f"{self.group}.on" / node).touch()
+        tell(self, node)
+
+    Words.tell_node = told
 
     def patient(self, at):
         limit = time.monotonic() + 300
-        while (GATES / str(at)).exists() and not pause.exists():
+        while (GATES / str(at)).exists() and not words.asked_to_stop():
             if time.monotonic() > limit:
                 raise RuntimeError(f"the gate before step {at} was not opened")
             time.sleep(0.02)
@@ -320,8 +328,8 @@ def test_nodes_that_are_lost_return_and_are_taken_back_change_no_curve(
         arrives(8)  # with one worker, which now waits before step 9
         nodes.add()
         arrives(11)  # it was asked to stop, for two to go on
-        place = max((folder.parent / ".ray" / "nodes").glob("*.txt"), key=lambda one: one.stat().st_mtime)
-        on = nodes_of_group(place.with_suffix(""))
+        place = max(gates.glob("*.on"), key=lambda one: one.stat().st_mtime)
+        on = {one.name for one in place.iterdir()}
         assert len(on) == 2
         nodes.drain(min(on))
         assert driver.wait(timeout=600) == 0, text()

@@ -10,19 +10,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from memory_keys import MemoryKeys
 from ray.exceptions import RayActorError
 from ray.train import WorkerGroupError
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from stairstep.cluster import elastic
-from stairstep.cluster.elastic import SETTLE_S, GroupWatch, Sizing, nodes_of_group, pause_file, tell_node
+from stairstep.cluster.elastic import SETTLE_S, GroupWatch, Sizing
+from stairstep.cluster.seen import SeenRun
 from stairstep.cluster.session import Session
 from stairstep.cluster.train import _Driver
-from stairstep.records import RunFolder, StopFlag
+from stairstep.cluster.words import Words
+from stairstep.records import StopFlag
 from stairstep.settings import RecipeError, TrainingError
 from stairstep.tasks import ClusterSettings
-from stairstep.tasks.opening import open_run
 from stairstep.training import Outcome
 
 MakeRecipe = Callable[..., Any]
@@ -78,15 +80,13 @@ class PretendedRoom:
 
 
 @pytest.fixture
-def watching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+def watching(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A group of two of four workers on nodes `aa` and `bb`, a clock that is turned by hand, and room that is given by hand."""
     scene = SimpleNamespace(now=5000.0, room=PretendedRoom(), draining={}, grows=True)
     monkeypatch.setattr(elastic, "time", SimpleNamespace(monotonic=lambda: scene.now))
     monkeypatch.setattr(elastic.ray_state, "get_draining_nodes", lambda: scene.draining)
-    for node in ("aa", "bb"):
-        tell_node(tmp_path / "run-1", node)
-        tell_node(tmp_path / "run-11", f"{node}-of-another")
-    watch = GroupWatch(ClusterSettings(workers=4, min_workers=1, grow_after_s=100.0), 2, scene.room, tmp_path / "run-1")  # type: ignore[arg-type]
+    settings = ClusterSettings(workers=4, min_workers=1, grow_after_s=100.0)
+    watch = GroupWatch(settings, 2, scene.room, lambda: {"aa", "bb"})  # type: ignore[arg-type]
     scene.watch = watch
 
     def until(seconds: float) -> tuple[float, str]:
@@ -132,7 +132,7 @@ def test_a_run_that_does_not_grow_gives_its_room_back(watching: SimpleNamespace)
 
 
 def test_a_node_that_is_about_to_go_is_told_at_once_where_it_is_ours(watching: SimpleNamespace) -> None:
-    watching.draining = {"cc": 0, "aa-of-another": 0}
+    watching.draining = {"cc": 0}
     assert watching.until(60)[1] == ""
     watching.draining = {"cc": 0, "bb": 12345}
     seconds, why = watching.until(60)
@@ -141,12 +141,17 @@ def test_a_node_that_is_about_to_go_is_told_at_once_where_it_is_ours(watching: S
     assert watching.watch.leaving
 
 
-def test_nodes_are_those_of_the_group(tmp_path: Path) -> None:
-    for place, node in (("run-1", "aa"), ("run-1", "aa"), ("run-1", "bb"), ("run-10", "cc")):
-        tell_node(tmp_path / place, node)
-    assert nodes_of_group(tmp_path / "run-1") == {"aa", "bb"}
-    assert nodes_of_group(tmp_path / "run-2") == set()
-    assert pause_file(tmp_path / "run-1.5") != pause_file(tmp_path / "run-1.6")
+def test_nodes_and_wishes_are_those_of_the_group() -> None:
+    keys = MemoryKeys()
+    for group, node in (("run-1", "aa"), ("run-1", "aa"), ("run-1", "bb"), ("run-10", "cc")):
+        Words(group, keys).tell_node(node)
+    assert Words("run-1", keys).nodes() == {"aa", "bb"}
+    assert Words("run-2", keys).nodes() == set()
+    Words("run-10", keys).ask_to_stop("it is late")
+    assert Words("run-10", keys).asked_to_stop()
+    assert not Words("run-1", keys).asked_to_stop()
+    Words("run-1", keys).forget()
+    assert (Words("run-1", keys).nodes(), Words("run-10", keys).nodes()) == (set(), {"cc"})
 
 
 def test_the_fewest_are_not_more_than_all(recipe: MakeRecipe) -> None:
@@ -164,16 +169,15 @@ def test_the_fewest_are_not_more_than_all(recipe: MakeRecipe) -> None:
 def driver(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[..., _Driver]:
     """A driver whose groups end as told, of runs that bear no loss."""
 
-    def make(*ends: Callable[[_Driver, Path], Outcome]) -> _Driver:
+    def make(*ends: Callable[[_Driver, Words], Outcome]) -> _Driver:
         made = recipe(re.sub(r"\W", "-", request.node.name), "cluster.max_failures=0", "evaluation.mode=inline")
         path = Path(made.run.root) / made.run.name
         path.mkdir(parents=True)
-        folder = RunFolder.create(path)
-        with folder.claim():
-            open_run(folder, made)
+        seen = SeenRun(made)
+        seen.open(made, 5.0)
         left = iter(ends)
-        monkeypatch.setattr(_Driver, "_group", lambda self, place, size: next(left)(self, place))
-        one = _Driver(made, folder, path, Session(private=False, ours=False), StopFlag(), lambda: "")
+        monkeypatch.setattr(_Driver, "_group", lambda self, words, size: next(left)(self, words))
+        one = _Driver(made, seen, path, Session(private=False, ours=False), StopFlag(), lambda: "", MemoryKeys())
         one.watch = SimpleNamespace(leaving=False)  # type: ignore[assignment]
         return one
 
@@ -184,25 +188,25 @@ FINISHED = Outcome("finished", 8, None, None)
 STOPPED = Outcome("stopped", 3, None, None)
 
 
-def finished(driver: _Driver, place: Path) -> Outcome:
+def finished(driver: _Driver, words: Words) -> Outcome:
     return FINISHED
 
 
-def paused(driver: _Driver, place: Path) -> Outcome:
-    pause_file(place).touch()
+def paused(driver: _Driver, words: Words) -> Outcome:
+    driver.paused = True
     return STOPPED
 
 
-def lost(driver: _Driver, place: Path) -> Outcome:
+def lost(driver: _Driver, words: Words) -> Outcome:
     raise WorkerGroupError("text", {1: RayActorError(error_msg="it died")})
 
 
-def lost_with_notice(driver: _Driver, place: Path) -> Outcome:
+def lost_with_notice(driver: _Driver, words: Words) -> Outcome:
     driver.watch = SimpleNamespace(leaving=True)  # type: ignore[assignment]
-    return lost(driver, place)
+    return lost(driver, words)
 
 
-def preempted(driver: _Driver, place: Path) -> Outcome:
+def preempted(driver: _Driver, words: Words) -> Outcome:
     raise PreemptionError(PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"aa": [0]}), drain_timed_out=True)
 
 
@@ -221,10 +225,10 @@ def test_however_a_run_ends_it_wants_no_evaluation_afterwards(
 ) -> None:
     order: list[str] = []
 
-    def group(self: _Driver, place: Path) -> Outcome:
+    def group(self: _Driver, words: Words) -> Outcome:
         self.pool = SimpleNamespace(close=lambda: order.append("closed"))  # type: ignore[assignment]
         order.append("trained")
-        return end(self, place)
+        return end(self, words)
 
     one = driver(group)
     with pytest.raises(error) if error else nullcontext():
@@ -233,9 +237,9 @@ def test_however_a_run_ends_it_wants_no_evaluation_afterwards(
 
 
 def test_a_stop_is_a_stop_also_where_a_group_gives_way(driver: Callable[..., _Driver]) -> None:
-    def stopped(self: _Driver, place: Path) -> Outcome:
-        self.stop_file.touch()
-        return paused(self, place)
+    def stopped(self: _Driver, words: Words) -> Outcome:
+        (self.seen.view.path / "stop").touch()
+        return paused(self, words)
 
     assert driver(stopped).run().reason == "stopped"
 

@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from stairstep.cluster.train import train_on_ray
+from stairstep.cluster.words import Words
 from stairstep.objectives import ProcessGroup
 from stairstep.records import MetricLog, RunFolder, comparable, is_volatile, read_json, series
 from stairstep.settings import InputError, TrainingError, UnreachableError
@@ -87,11 +88,12 @@ def test_dropout_is_on(recipe: MakeRecipe) -> None:
 
 
 def test_a_second_driver_is_refused(ray_here: None, recipe: MakeRecipe) -> None:
+    from stairstep.cluster.seen import SeenRun
     from stairstep.cluster.train import _one_driver
 
     other = recipe("refused")
     path = Path(other.run.root) / "refused"
-    with _one_driver(path), pytest.raises(InputError, match="at work on this run") as refused:
+    with _one_driver(SeenRun(other)), pytest.raises(InputError, match="at work on this run") as refused:
         train_on_ray(other)
     assert str(path) in str(refused.value)
     assert ".ray" not in str(refused.value)
@@ -171,7 +173,6 @@ def test_a_run_leaves_nothing_but_its_folder(undisturbed: Finished) -> None:
     environment = read_json(undisturbed.folder / "environment.json")
     assert environment["torch"]["threads"] == 1  # run.threads, in the worker that wrote it
     assert not (undisturbed.folder.parent / ".ray").exists()
-    assert not (undisturbed.folder / "failure.json").exists()
     assert not (undisturbed.folder / "stop").exists()
     status = RunFolder.open(undisturbed.folder).status
     assert status is not None
@@ -311,9 +312,9 @@ def monkeypatch_groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     started: list[int] = []
     group = _Driver._group
 
-    def counted(self: _Driver, place: Path, size: int) -> Any:
+    def counted(self: _Driver, words: Words, size: int) -> Any:
         started.append(size)
-        return group(self, place, size)
+        return group(self, words, size)
 
     monkeypatch.setattr(_Driver, "_group", counted)
     return started

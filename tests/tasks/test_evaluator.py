@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,14 @@ import pytest
 
 from stairstep.objectives import Alone
 from stairstep.records import RunFolder
+from stairstep.records.followed import ReadRunFolder
+from stairstep.records.mirror import MirroredRunFolder
 from stairstep.settings import to_plain
-from stairstep.tasks import Recipe, evaluator
+from stairstep.tasks import Recipe, besides, evaluator
 from stairstep.tasks.beside import Beside
+from stairstep.tasks.besides import beside_of
 from stairstep.tasks.evaluator import Evaluator
+from stairstep.tasks.placing import open_placed
 from stairstep.tasks.retrieval import RetrievalTask
 from stairstep.tasks.run import Nobody, RunJournal, train
 from stairstep.training import EvaluationReport
@@ -192,3 +197,51 @@ def test_a_run_that_waits_for_an_evaluation_lives_as_long_as_that_does(trained: 
     status = beside.folder.status
     assert status is not None
     assert (len(beats), status.step) == ((0, 1) if hangs else (3, 7))
+
+
+# --- of a run in an object store
+
+
+def test_an_evaluator_without_a_folder_in_common_finds_the_same(
+    trained: Callable[..., Any], recipe: MakeRecipe, object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run, its driver and the evaluator each have a copy of their own; only the store has all."""
+    local, beside = trained()
+    monkeypatch.setattr(evaluator, "_LOOK_S", 0.0)
+    monkeypatch.setattr(besides, "_LOOK_S", 0.0)
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "run"))
+    made = recipe(*ONE_STEP, f"run.root={object_root}")
+    train(replace(made, evaluation=replace(made.evaluation, sets=())), console=False)
+    folder = open_placed(made)
+    assert isinstance(folder, MirroredRunFolder)
+    remote = folder.remote
+    driver = beside_of(ReadRunFolder(tmp_path / "driver", remote))
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "evaluator"))
+    one, plain = Evaluator(), to_plain(made)
+    with folder.claim():
+        ours = beside_of(folder)
+        one.evaluate(plain, 1)
+        assert ours.found(1) is None, "nobody wants it yet"
+        assert ours.want(1)
+        driver.folder.refresh(at_once=True)  # type: ignore[attr-defined]
+        assert driver.wanted() == [1]
+
+        driver.withdraw()
+        one.evaluate(plain, 1)
+        assert driver.wanted() == []
+        assert not [name for name in remote.files() if "eval_step" in name or name.startswith("beside/")]
+
+        remote.put("beside/wanted-1", b"")
+        one.evaluate(plain, 1)
+        found = ours.found(1)
+        Evaluator().evaluate(to_plain(local), 1)
+        assert found is not None
+        assert found == beside.found(1)
+        assert ours.open() == []
+        assert remote.get("eval_step1.jsonl") == (beside.folder.path / "eval_step1.jsonl").read_bytes()
+        assert remote.exists("eval_step1.summary.json")
+        assert not remote.exists("beside/wanted-1")
+        monkeypatch.setattr(RetrievalTask, "evaluate", lambda *_: pytest.fail("it is known"))
+        assert ours.want(1)
+        one.evaluate(plain, 1)
+    assert remote.exists("beside/found-1.json"), "who goes on from the checkpoint before finds it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,17 +14,18 @@ from typing import Any
 import pytest
 from kill_resume import differences
 
+from stairstep.data import WorldSettings
 from stairstep.records import RunFolder, read_json
 from stairstep.records.mirror import copy_to_read
 from stairstep.records.places import place
-from stairstep.settings import RecipeError, StairstepError, to_yaml
+from stairstep.settings import StairstepError, to_yaml
 from stairstep.tasks.comparing import compare_named, named
 from stairstep.tasks.evaluate import evaluate
 from stairstep.tasks.loading import tile_reader
 from stairstep.tasks.opening import outcome_line
 from stairstep.tasks.placing import checkpoint_here
 from stairstep.tasks.preprocessing import preprocess
-from stairstep.tasks.resolve import resolve, run_folder_path
+from stairstep.tasks.resolve import have_world, resolve
 from stairstep.tasks.run import train
 
 SHORT = ("optim.steps=4", "optim.batch=4", "checkpoints.every=1", "checkpoints.keep=1", "evaluation.every=2", "evaluation.loss_every=2")
@@ -108,11 +110,20 @@ def test_tiles_and_an_evaluation_below_a_url(recipe, object_root, tmp_path, monk
     assert named(str(measured.folder).replace("r-base?", "r-base:0?"))[0].step == 0
 
 
-def test_what_cannot_lie_in_an_object_store_is_refused(recipe, monkeypatch, tmp_path):
-    on_machine(monkeypatch, tmp_path)
-    remote = on(recipe(), "s3://bucket/runs")
-    assert resolve(remote).run.root == "s3://bucket/runs"
-    with pytest.raises(RecipeError, match=r"cluster\.workers=0"):
-        train(replace(remote, cluster=replace(remote.cluster, workers=2)))
-    with pytest.raises(RecipeError, match=r"cluster\.workers=0"):
-        run_folder_path(remote)
+def test_a_generated_world_is_made_where_the_paths_of_a_run_in_a_store_say(recipe, monkeypatch, tmp_path):
+    on_machine(monkeypatch, tmp_path / "one")
+    world = WorldSettings(articles=3, questions=2, pairs=2, text_pairs=2, seed=5)
+    made = recipe()
+    data = replace(made.data, world=world, roots=("{world}",), train=(replace(made.data.train[0], path="{world}/train.jsonl"),))
+    resolved = resolve(replace(on(made, "s3://bucket/runs"), data=data))
+    folder = Path(resolved.data.roots[0])
+    assert resolved.run.root == "s3://bucket/runs"
+    assert folder.is_relative_to(tmp_path / "one")
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    shutil.rmtree(folder)
+    on_machine(monkeypatch, tmp_path / "two")
+    have_world(resolved)  # as a worker on another node does, whose cache may lie elsewhere
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before != []
+    shutil.rmtree(folder)
+    have_world(on(resolved, str(tmp_path)))
+    assert not folder.exists(), "a folder that all see has it, or the error says where it lacks"

@@ -22,7 +22,8 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from stairstep.records import RunFolder
 from stairstep.settings import TrainingError, UnreachableError, to_plain
 from stairstep.tasks import ClusterSettings, Recipe
-from stairstep.tasks.beside import Beside
+from stairstep.tasks.besides import beside_of
+from stairstep.tasks.placing import run_place
 
 from .metrics import RunMetrics
 from .session import Session, shown, worker_resources
@@ -44,7 +45,7 @@ class RemoteEvaluator:
         """Evaluate a step of a run; returns the error, if there is one."""
         from stairstep.tasks.evaluator import Evaluator  # here: who only deals out steps needs no model library
 
-        self._evaluator = self._evaluator or Evaluator(RunMetrics)
+        self._evaluator = self._evaluator or Evaluator(lambda recipe: RunMetrics(run_place(recipe)))
         try:
             self._evaluator.evaluate(plain, step)
         except Exception as error:  # noqa: BLE001 - the driver raises it again
@@ -167,11 +168,11 @@ class EvaluatorPool:
     def __init__(
         self, recipe: Recipe, folder: RunFolder, those: Evaluators | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._recipe, self._cluster, self._beside, self._clock = recipe, recipe.cluster, Beside(folder), clock
+        self._recipe, self._cluster, self._beside, self._clock = recipe, recipe.cluster, beside_of(folder), clock
         self._plain = to_plain(recipe)
         self._those = those or RayEvaluators(recipe.cluster)
         self._lives = self._those.lives()
-        self._metrics = RunMetrics(folder.path)
+        self._metrics = RunMetrics(run_place(recipe))
         self._open: dict[Any, _Call] = {}
         self._look_at = float("-inf")
         self._deaths = 0

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from weakref import WeakSet
@@ -21,7 +22,9 @@ from weakref import WeakSet
 from ray.util.metrics import Gauge
 
 from stairstep.records.pace import WINDOW, pace_of
+from stairstep.records.places import ObjectFolder
 from stairstep.records.reading import Reading
+from stairstep.settings import UnreachableError
 from stairstep.sweeps import SweepFolder
 from stairstep.training import EVALUATION_WAIT
 
@@ -77,10 +80,9 @@ def _say_again() -> threading.Thread:
 class RunMetrics:
     """Sets the metrics of one run from what this process hears of it: a `Listener` of tasks.run."""
 
-    def __init__(self, run: Path, steps: int | None = None) -> None:
-        """`run`: its folder; `steps`: how many it is to train, where this process knows."""
-        above = run.absolute().parent.parent
-        self._tags = {"run": run.name, "sweep": above.name if SweepFolder.is_one(above) else ""}
+    def __init__(self, run: Path | ObjectFolder, steps: int | None = None) -> None:
+        """`run`: where it lies; `steps`: how many it is to train, where this process knows."""
+        self._tags = {"run": run.name, "sweep": _sweep_of(run)}
         self._window: deque[Mapping[str, float]] = deque(maxlen=WINDOW)
         self._said: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         with _LOCK:
@@ -127,3 +129,18 @@ class RunMetrics:
         self.set("questions_done", one.done)
         self.set("questions", one.of)
         self.set("reader_seconds", one.seconds_each)
+
+
+def _sweep_of(run: Path | ObjectFolder) -> str:
+    """The name of the sweep that a run is a trial of; empty where it is none's."""
+    if isinstance(run, Path):
+        above = run.absolute().parent.parent
+        return above.name if SweepFolder.is_one(above) else ""
+    *over, runs, _ = run.path.split("/")
+    if runs != "runs" or len(over) < 2:
+        return ""
+    folder = replace(run, path="/".join(over))
+    try:
+        return folder.name if folder.exists("sweep.json") else ""
+    except UnreachableError:  # a label is not worth a run
+        return ""

@@ -21,7 +21,6 @@ import ray
 from stairstep.records.places import is_url
 from stairstep.settings import InputError, RecipeError, UnreachableError
 from stairstep.tasks import ClusterSettings, ray_address
-from stairstep.tasks.placing import no_url
 
 HEAD = "node:__internal_head__"
 """The custom resource that every head has, and no other node."""
@@ -82,13 +81,11 @@ def _unreachable(address: str | None, why: str) -> str:
 
 
 def check_root(root: str | None, address: str | None, key: str = "run.root") -> None:
-    """A cluster needs absolute folders: the working folder of a job is a copy that is thrown away. A run's root is no URL under Ray."""
-    if root is not None and key == "run.root" and is_url(root):
-        raise no_url("a run, a sweep or an evaluator under Ray")
+    """A cluster needs absolute folders, or URLs: the working folder of a job is a copy that is thrown away."""
     if root is not None and on_a_cluster(address) and not (os.path.isabs(root) or is_url(root)):
         raise RecipeError(
             f"{key}: '{root}' is relative, but the run is placed on a cluster, where a job's working folder is thrown away; give the "
-            "absolute path of a folder that every node sees"
+            "absolute path of a folder that every node sees, or a URL"
         )
 
 

@@ -1,8 +1,8 @@
 """Training under Ray Train: N workers take the steps of `tasks.run`, and a group that lost one is set up anew from the last checkpoint.
 
 Ray places workers and is told metrics; checkpoints belong to the run folder, and how often a group is replaced is decided here, because
-only here is known whether another try can help. `fit()` runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: it
-becomes a file in the run folder, which the first worker reads at the end of a step and all workers agree on. A group whose node is about
+only here is known whether another try can help. `fit()` runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: the
+group is asked to stop (words.py), which the first worker hears at the end of a step and all workers agree on. A group whose node is about
 to go, or that is smaller than it could be, is asked to stop in the same way (elastic.py), and another goes on from its checkpoint.
 """
 
@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,20 +25,22 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from stairstep.records import Claim, RunFolder, StopFlag
+from stairstep.records import Claim, StopFlag
+from stairstep.records.places import is_url
 from stairstep.settings import InputError, UnreachableError, to_plain
 from stairstep.tasks import ClusterSettings, Recipe
-from stairstep.tasks.opening import Finished, open_run
-from stairstep.tasks.resolve import run_folder_path
+from stairstep.tasks.opening import Finished
 from stairstep.training import Outcome
 
 from .beside import EvaluatorPool, evaluator_resources, mode_of
-from .elastic import GroupWatch, Room, Sizing, pause_file
+from .elastic import GroupWatch, Room, Sizing
 from .losses import Loss, loss_of, timed_out
 from .screen import Relay, terminal_size, without_ray
+from .seen import SeenRun
 from .session import Session, check_resources, check_root, ray_session, resources_line, shown, worker_resources
 from .waiting import end_waiting
-from .work import PATIENCE_S, read_failure, wait_for_claim, work
+from .words import Keys, RayKeys, Words
+from .work import PATIENCE_S, failure_of, work
 
 _LOG = logging.getLogger(__name__)
 _COLLECTIVE_TIMEOUT_S = 2 * 3600  # the others wait while the first worker evaluates
@@ -53,47 +55,57 @@ class _StoppedEarly(Exception):
     """A stop was asked for before any worker had begun."""
 
 
-def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "") -> Finished:
+def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "", view: Path | None = None) -> Finished:
     """Train under Ray Train; returns when the run has finished or was stopped with a checkpoint.
 
-    `attend` is called several times a second while workers train, in the calling thread; what it says, if anything, is why to stop."""
+    `attend` is called several times a second while workers train, in the calling thread; what it says, if anything, is why to stop.
+    `view`: where the copy to read of a run in an object store is kept, made anew every few seconds; by default in this machine's cache."""
     check_root(recipe.run.root, recipe.cluster.address)
     check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
-    recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
-    path = run_folder_path(recipe)
-    folder = RunFolder.create(path)
-    with _one_driver(path) as (storage, unclean):
-        with wait_for_claim(folder, PATIENCE_S if unclean else _SHORTLY_S):
-            open_run(folder, recipe)
+    if not is_url(recipe.run.root):
+        recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
+    seen = SeenRun(recipe, view)
+    with _one_driver(seen) as (storage, unclean):
+        seen.open(recipe, PATIENCE_S if unclean else _SHORTLY_S)
         recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
         # Ray takes SIGTERM for itself when it starts, so the flag is raised after that.
         with ray_session(recipe.cluster.address) as session, StopFlag() as flag:
             recipe = replace(recipe, evaluation=replace(recipe.evaluation, mode=mode_of(recipe, session)))
-            driver = _Driver(recipe, folder, storage, session, flag, attend)
+            driver = _Driver(recipe, seen, storage, session, flag, attend)
             try:
-                return Finished(driver.run(), path)
+                return Finished(driver.run(), seen.view.path, seen.place)
             except Exception as error:
-                _leave_failed(folder, error)
+                seen.failed(error)
                 raise
             finally:
-                driver.stop_file.unlink(missing_ok=True)
+                seen.forget_stop()
+                seen.look(at_once=True)
 
 
 class _Driver:
     """One run from the driver's side: groups of workers, one after the other, until one of them ends it."""
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, storage: Path, session: Session, flag: StopFlag, attend: Callable[[], str]
+        self,
+        recipe: Recipe,
+        seen: SeenRun,
+        storage: Path,
+        session: Session,
+        flag: StopFlag,
+        attend: Callable[[], str],
+        keys: Keys | None = None,
     ) -> None:
-        self.recipe, self.folder, self.storage, self.session, self.flag, self.attend = recipe, folder, storage, session, flag, attend
+        self.recipe, self.seen, self.storage, self.session, self.flag, self.attend = recipe, seen, storage, session, flag, attend
+        self.keys = keys or RayKeys()
         self.cluster = recipe.cluster
         self.each = worker_resources(self.cluster)
         self.attempt = uuid.uuid4().hex[:12]
-        self.stop_file = folder.path / "stop"
         self.pool: EvaluatorPool | None = None
         self.evaluation_error: Exception | None = None
         self.room = Room(self.each)
         self.watch: GroupWatch | None = None
+        self.begun = False  # of the last group: whether a worker has begun
+        self.paused = False  # of the last group: whether it was asked to stop for another to go on
 
     def run(self) -> Outcome:
         """Set up groups of workers until the run ends; a lost worker costs one of `cluster.max_failures`, a preempted one none."""
@@ -109,33 +121,35 @@ class _Driver:
         if self.session.private:
             check_resources(self.cluster, self.each, evaluator_resources(self.cluster) if beside else None)
         if beside:
-            self.pool = EvaluatorPool(self.recipe, self.folder)
+            self.pool = EvaluatorPool(self.recipe, self.seen.view)
         lost, before = 0, (-1, "")
         for number in itertools.count(1):
-            place, loss = self.storage / f"{self.recipe.run.name}-{self.attempt}-{number}", None
+            words, loss = Words(f"{self.recipe.run.name}-{self.attempt}-{number}", self.keys), None
+            self.begun = self.paused = False
             try:
-                outcome = self._group(place, self._size(hasty=number > 1 or self.session.private))
-                if outcome.reason != "stopped" or not pause_file(place).exists():
+                outcome = self._group(words, self._size(hasty=number > 1 or self.session.private))
+                if outcome.reason != "stopped" or not self.paused:
                     return outcome
             except _StoppedEarly:
                 if self.evaluation_error is not None:
                     raise self.evaluation_error from None
                 return self._stopped()
             except (TrainingFailedError, RayActorError) as error:
-                if self.flag and not _screen(place).exists():
-                    return self._stopped()  # no worker began: their room was given up
-                loss = self._loss(error)
-            if self.flag or self.stop_file.exists():
+                if self.flag and not self.begun:
+                    return self._stopped()  # their room was given up
+                loss = self._loss(error, words.failure())
+            finally:
+                words.forget()
+            if self.flag or self.seen.stop_asked():
                 return self._stopped()
             if loss is not None:
                 lost += not loss.preempted
-                step = self._last_step()
+                step = self.seen.last_step()
                 if lost > self.cluster.max_failures or (loss.cause and before == (step, loss.cause)):
                     raise loss.final(lost)  # the second time the same without a step between is not chance
                 before = (step, loss.cause)
                 _LOG.warning("%s; going on from step %d (%d of at most %d restarts)", loss.what, step, lost, self.cluster.max_failures)
-            with wait_for_claim(self.folder, PATIENCE_S):
-                open_run(self.folder, self.recipe)
+            self.seen.open(self.recipe, PATIENCE_S)
         raise AssertionError("unreachable")
 
     def _size(self, hasty: bool) -> int:
@@ -164,10 +178,10 @@ class _Driver:
                 _LOG.info("waiting for room: %s", resources_line(self.cluster, self.each))
             time.sleep(_POLL_S)
 
-    def _group(self, place: Path, size: int) -> Outcome:
+    def _group(self, words: Words, size: int) -> Outcome:
         """One group of workers; the main thread stays free for signals and for what the first worker writes."""
-        relay = Relay(_screen(place))
-        trainer = self._trainer(place, size, relay.path)
+        relay = Relay(words)
+        trainer = self._trainer(words.group, size)
         self.watch = None
         ended: dict[str, Any] = {}
 
@@ -182,24 +196,26 @@ class _Driver:
         thread = threading.Thread(target=fit, name="ray-train-fit", daemon=True)
         with _environment(self.cluster, self.session), without_ray(), closing(relay):
             thread.start()
-            self._attend(thread, relay, place, size)
+            self._attend(thread, relay, words, size)
         if self.evaluation_error is not None:
             raise self.evaluation_error
         if "error" in ended:
             raise ended["error"]
         return Outcome(**ended["value"])
 
-    def _attend(self, thread: threading.Thread, relay: Relay, place: Path, size: int) -> None:
-        quiet_until, end_at = time.monotonic() + _QUIET_S, 0.0
+    def _attend(self, thread: threading.Thread, relay: Relay, words: Words, size: int) -> None:
+        quiet_until, end_at, asked = time.monotonic() + _QUIET_S, 0.0, False
         while thread.is_alive():
             thread.join(_POLL_S)
             relay.poll()
+            self.begun = relay.begun
             self._look_after()
             if self.flag and thread.is_alive():
                 if self.session.ours and not relay.begun:
                     raise _StoppedEarly  # closing the session ends what Ray has begun
-                if not self.stop_file.exists():
-                    self.stop_file.write_text(self.flag.reason, encoding="utf-8")
+                if not asked:
+                    words.ask_to_stop(self.flag.reason)
+                    asked = True
                 if not relay.begun and time.monotonic() > end_at:
                     end_waiting()
                     end_at = time.monotonic() + _END_S
@@ -207,19 +223,21 @@ class _Driver:
                 quiet_until = float("inf")
                 _LOG.info("no worker has begun yet: %s", resources_line(self.cluster, self.each))
             if relay.begun:
-                self.watch, asked = self.watch or GroupWatch(self.cluster, size, self.room, place), pause_file(place).exists()
-                if (why := self.watch.why(self._grows, asked)) and not asked:
+                self.watch = self.watch or GroupWatch(self.cluster, size, self.room, words.nodes)
+                if (why := self.watch.why(self._grows, self.paused)) and not self.paused:
                     _LOG.info("%s; the workers stop at a checkpoint, and others go on from it", why)
-                    pause_file(place).write_text(why, encoding="utf-8")
+                    words.ask_to_stop(why)
+                    self.paused = True
 
     def _look_after(self) -> None:
         """What goes on beside the workers: the caller's own affairs and evaluations, either of which may ask for a stop."""
+        self.seen.look()
         if why := self.attend() or self._deal_out():
             self.flag.set(why)
 
     def _grows(self) -> bool:
         """Whether more workers would help: there are steps left, and no evaluator waits for a place of its own."""
-        return self._last_step() < self.recipe.optim.steps and not (self.pool is not None and self.pool.short)
+        return self.seen.last_step() < self.recipe.optim.steps and not (self.pool is not None and self.pool.short)
 
     def _deal_out(self) -> str:
         """Give evaluators what the run wants evaluated; says why to stop where an evaluation failed."""
@@ -231,28 +249,26 @@ class _Driver:
                 return "an evaluation failed"
         return ""
 
-    def _trainer(self, place: Path, size: int, screen: Path) -> TorchTrainer:
+    def _trainer(self, group: str, size: int) -> TorchTrainer:
         gpu = "GPU" in self.each
-        config = {"recipe": to_plain(self.recipe), "attempt": self.attempt, "place": str(place)}
-        config |= {"screen": str(screen), "terminal": terminal_size()}
+        config = {"recipe": to_plain(self.recipe), "group": group, "terminal": terminal_size()}
         return TorchTrainer(
             work,
             train_loop_config=config,
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
             scaling_config=ScalingConfig(num_workers=size, use_gpu=gpu, resources_per_worker=self.each),
             run_config=RunConfig(
-                name=place.name,
+                name=group,
                 storage_path=str(self.storage),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
 
-    def _loss(self, error: TrainingFailedError | RayActorError) -> Loss:
-        """What Ray's error means for the run; raises what another try cannot mend."""
-        failure = read_failure(self.folder.path, self.attempt)
+    def _loss(self, error: TrainingFailedError | RayActorError, failure: Mapping[str, Any] | None) -> Loss:
+        """What Ray's error means for the run; raises what another try cannot mend, which a worker has told as its failure."""
         if failure is not None:
-            raise failure from None
+            raise failure_of(failure) from None
         if timed_out(error):
             if self.cluster.elastic:
                 return Loss("somebody else has taken the workers' room")
@@ -267,35 +283,24 @@ class _Driver:
             f"{resources_line(self.cluster, self.each)}. Lower {lower}, or enlarge the cluster"
         )
 
-    def _last_step(self) -> int:
-        checkpoints = self.folder.checkpoints()
-        return checkpoints[-1].step if checkpoints else 0
-
     def _stopped(self) -> Outcome:
-        """The outcome of a run that was stopped where no worker could save anything: its last checkpoint stands."""
-        step = self._last_step()
-        self.folder.set_status("stopped", step, self.recipe.optim.steps, message="stopped")
-        return Outcome("stopped", step, None, None)
-
-
-def _screen(place: Path) -> Path:
-    """What the first worker of a group writes for the terminal; it is there as soon as that worker has begun."""
-    return place.with_name(f"{place.name}.txt")
+        return Outcome("stopped", self.seen.stopped(), None, None)
 
 
 @contextmanager
-def _one_driver(path: Path) -> Iterator[tuple[Path, bool]]:
+def _one_driver(seen: SeenRun) -> Iterator[tuple[Path, bool]]:
     """Ray's storage for this run, claimed by one driver at a time; and whether the last one left without cleaning up.
 
     Workers claim the run folder itself. This claim is beside it and holds over all groups of workers, the time between them included.
     """
+    path = seen.folder.path
     storage = path.parent / ".ray" / path.name
     unclean = storage.exists()
     storage.mkdir(parents=True, exist_ok=True)
     try:
         claim = Claim(storage)
     except InputError as error:
-        raise InputError(str(error).replace(str(storage.resolve()), str(path))) from None
+        raise InputError(str(error).replace(str(storage.resolve()), seen.folder.where)) from None
     with claim:
         for left in storage.iterdir():
             if left.name != ".lock":
@@ -331,9 +336,3 @@ def _environment(cluster: ClusterSettings, session: Session) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _leave_failed(folder: RunFolder, error: Exception) -> None:
-    """Say in the status why the run failed, unless another process is at work on it."""
-    with suppress(InputError), wait_for_claim(folder, _SHORTLY_S):
-        folder.set_status("failed", message=str(error) or type(error).__name__)

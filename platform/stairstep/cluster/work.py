@@ -1,6 +1,6 @@
 """What each Ray Train worker runs: the very loop of `tasks.run`, over the process group that Ray has set up.
 
-An error that another try would meet again is written into the run folder, where the driver finds it; what is raised for Ray's sake, to
+An error that another try would meet again is told to the driver (words.py); what is raised for Ray's sake, to
 tear the group down, is always the same plain exception, because an arbitrary one need not survive the way between processes.
 """
 
@@ -20,18 +20,18 @@ import ray
 from ray.train import report as ray_report
 
 from stairstep.objectives import ProcessGroup
-from stairstep.records import Claim, RunFolder, logging_setup, read_json, write_json
+from stairstep.records import Claim, RunFolder, logging_setup
 from stairstep.settings import InputError, StairstepError, TrainingError, build, from_plain
 from stairstep.settings import errors as project_errors
 from stairstep.tasks import Recipe
-from stairstep.tasks.resolve import run_folder_path
+from stairstep.tasks.placing import run_place
+from stairstep.tasks.resolve import have_world
 
-from .elastic import pause_file, tell_node
 from .metrics import RunMetrics
 from .screen import on_screen
+from .words import Words
 
 _LOG = logging.getLogger(__name__)
-_FAILURE = "failure.json"
 PATIENCE_S = 180.0
 """How long a claim is waited for whose holder may be dying. An NFSv4 server keeps the locks of a lost node until its lease is over, by
 default 90 seconds, and may look for leases that are over only once in as long."""
@@ -52,36 +52,32 @@ def work(config: Mapping[str, Any]) -> dict[str, Any]:
     from stairstep.tasks.run import train  # here: Ray's controller loads this module too, and needs no model library
 
     recipe = build(Recipe, from_plain(config["recipe"], "recipe"))
-    path = run_folder_path(recipe)
-    workers = ProcessGroup()
+    run, workers, words = run_place(recipe), ProcessGroup(), Words(config["group"])
     with ExitStack() as stack:
         if workers.rank == 0:
-            stack.enter_context(on_screen(Path(config["screen"]), config["terminal"]))
+            stack.enter_context(on_screen(words, config["terminal"]))
         logging_setup(rank=workers.rank)
         logging.getLogger().setLevel(logging.WARNING)  # Ray Train tells every report through the root logger
         try:
-            wait_for_folder(path)
-            if workers.rank == 0:
-                wait_for_claim(RunFolder(path), PATIENCE_S).release()
-            place = Path(config["place"])
-            tell_node(place, ray.get_runtime_context().get_node_id())
+            if isinstance(run, Path):
+                wait_for_folder(run)
+                if workers.rank == 0:
+                    wait_for_claim(RunFolder(run), PATIENCE_S).release()
+            have_world(recipe)
+            words.tell_node(ray.get_runtime_context().get_node_id())
             finished = train(
                 recipe,
                 workers,
-                stop=lambda: workers.rank == 0 and pause_file(place).exists(),
-                reported=lambda step, values: _report(path, step, values),
-                listener=RunMetrics(path, recipe.optim.steps) if workers.rank == 0 else None,
+                stop=lambda: workers.rank == 0 and words.asked_to_stop(),
+                reported=lambda step, values: ray_report({"step": step, "run": str(run), "time": time.time(), **values}),
+                listener=RunMetrics(run, recipe.optim.steps) if workers.rank == 0 else None,
             )
             return asdict(finished.outcome)
         except (RuntimeError, OSError):  # a lost peer, device or file system looks like this: the driver may try again
             raise WorkerFailed(traceback.format_exc()) from None
         except Exception as error:  # noqa: BLE001 - the driver raises it again
-            write_failure(path, config["attempt"], error)
+            words.tell_failure(failure_record(error))
             raise WorkerFailed(traceback.format_exc()) from None
-
-
-def _report(path: Path, step: int, values: Mapping[str, float]) -> None:
-    ray_report({"step": step, "run_folder": str(path), "time": time.time(), **values})
 
 
 def wait_for_folder(path: Path, patience_s: float = _FOLDER_S) -> None:
@@ -129,16 +125,3 @@ def failure_of(record: Mapping[str, Any]) -> Exception:
         return WorkerDefect(record["message"])
     general: type[StairstepError] = InputError if record["exit_code"] == InputError.exit_code else TrainingError
     return getattr(project_errors, record["kind"], general)(record["message"])
-
-
-def write_failure(path: Path, attempt: str, error: Exception) -> None:
-    """Leave an error for the driver."""
-    write_json(path / _FAILURE, {"attempt": attempt, **failure_record(error)})
-
-
-def read_failure(path: Path, attempt: str) -> Exception | None:
-    """The error that ended this attempt at the run, if a worker left one."""
-    if not (path / _FAILURE).exists():
-        return None
-    plain = read_json(path / _FAILURE)
-    return failure_of(plain) if plain["attempt"] == attempt else None

@@ -44,6 +44,8 @@ WATCH_S = 4 * PUSH_S
 LOCK = ".lock"
 _STOP = "stop"  # an object of a run; a folder of objects of a sweep
 _STATUS = "status.json"
+WANTED = "beside/wanted-"
+"""How the wishes for an evaluation beside training begin (tasks/beside.py)."""
 _AT_THE_END = ("tensorboard", "wandb")  # files that grow, for people
 _CHECKPOINT = re.compile(r"((?:[^/]+/)*checkpoint-\d+)/.+")
 _AT_ONCE = 8
@@ -320,6 +322,14 @@ class MirroredRunFolder(RunFolder):
         super().heartbeat(step, state)
         self.mirror.beat()
 
+    def share(self) -> None:
+        """Put what the store lacks, or raise."""
+        self.mirror.put_all()
+
+    def offer(self, name: str) -> None:
+        """Put a file at once, from whatever thread: a run that has stalled puts nothing else."""
+        offer(self.remote, self.path, name)
+
     @contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
         """A folder to write a checkpoint to; it is put when it is whole."""
@@ -340,6 +350,14 @@ def fetch(remote: ObjectFolder, names: Iterable[str], folder: Path) -> None:
     with ThreadPoolExecutor(_AT_ONCE, "fetch") as pool:
         list(pool.map(one, (name for name in wanted if not name.endswith(f"/{COMPLETE}"))))
         list(pool.map(one, (name for name in wanted if name.endswith(f"/{COMPLETE}"))))
+
+
+def offer(remote: ObjectFolder, folder: Path, name: str) -> None:
+    """Put a file, for people; one that cannot be put is told and let be."""
+    try:
+        remote.put_file(name, folder / name)
+    except (StairstepError, OSError) as error:
+        _LOG.warning("%s could not be put into the store: %s", folder / name, error)
 
 
 def copy_to_read(remote: ObjectFolder) -> Path:
@@ -400,6 +418,8 @@ def _turn(name: str) -> int:
         return 5
     if _folder_of(name):
         return 4 if name.endswith(f"/{COMPLETE}") else 3
+    if name.startswith(WANTED):
+        return 5  # who sees that a checkpoint is to be evaluated finds it
     return 2 if name.endswith(".summary.json") or name.startswith("trials/") else 1
 
 

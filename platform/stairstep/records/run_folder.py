@@ -38,7 +38,6 @@ _OWN_FILES = (
     "quarantine.jsonl",
     "report.html",
     "not_finite.json",
-    "failure.json",
     "stop",
 )
 _OWN_FOLDERS = ("tensorboard", "wandb", "beside")
@@ -244,6 +243,26 @@ class RunFolder:
                 _LOG.warning("%s: this checkpoint is not complete (no marker, or a file is missing or cut); it is not used", path)
         return sorted(found, key=lambda one: one.step)
 
+    # --- for folders whose truth lies elsewhere
+
+    def bring(self, name: str) -> bool:
+        """Have a file or a checkpoint of the run in this folder, if it is anywhere; false where it is not."""
+        return (self.path / name).exists()
+
+    def catch_up(self) -> None:
+        """Have what a worker needs that does not write the folder; nothing to do where all have one folder."""
+
+    def share(self) -> None:
+        """Have the others see what was written by now, or raise; nothing to do where all have one folder."""
+
+    def offer(self, name: str) -> None:
+        """Have people see a file that was written just now; nothing to do where all have one folder."""
+
+    @contextmanager
+    def results(self) -> Iterator[Path]:
+        """A folder to write the rows and summaries of an evaluation to; they are this run's when the block ends."""
+        yield self.path
+
     @contextmanager
     def new_checkpoint(self, step: int) -> Iterator[Path]:
         """A folder to write a checkpoint to; committed when the block ends, together with all metrics up to it."""
@@ -257,6 +276,12 @@ class RunFolder:
         for one in gone:
             remove_folder(one.path)
         return [one.step for one in gone]
+
+
+def step_of_checkpoint(name: str) -> int | None:
+    """The step of a checkpoint by its folder's name; None for any other name."""
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def result_paths(folder: Path, step: int, name: str | None = None) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -39,10 +40,11 @@ def of_evaluation(stacks: Path) -> bool:
 class StallWatch:
     """Watches for `beat` inside of a `with` block: after `limit_s` without one, stacks are written once, and again only after the next.
 
-    `limit_s` None watches nothing. Only with `tell` is it told in the log: of several workers that wait for one another, one does."""
+    `limit_s` None watches nothing. Only with `tell` is it told in the log: of several workers that wait for one another, one does. `left`
+    is called with the file's name when it was written."""
 
-    def __init__(self, path: Path, limit_s: float | None, tell: bool = True) -> None:
-        self.path, self.limit_s, self._tell = path, limit_s, tell
+    def __init__(self, path: Path, limit_s: float | None, tell: bool = True, left: Callable[[str], None] = lambda name: None) -> None:
+        self.path, self.limit_s, self._tell, self._left = path, limit_s, tell, left
         self._beaten = time.monotonic()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="stall watch", daemon=True)
@@ -88,3 +90,4 @@ class StallWatch:
             return
         if self._tell:
             _LOG.warning("no step, checkpoint or evaluation has ended for %g s; where each thread stands is in %s", self.limit_s, self.path)
+        self._left(self.path.name)

@@ -11,12 +11,13 @@ from stairstep.evaluation.question_set import RetrievalResult, open_store, write
 from stairstep.models.computing import compute_with
 from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone
+from stairstep.records.followed import put_results
 from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import InputError, RecipeError
 
 from .loading import load_measured_rows, tile_reader
 from .packed import open_archives
-from .placing import local_root, put_results
+from .placing import local_root
 from .recipe import Recipe
 from .retrieval import RetrievalTask
 from .run import device_of

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from stairstep.records import RunFolder
 from stairstep.records.cache import copy_folder
-from stairstep.records.mirror import LOCK, MirroredRunFolder, fetch
+from stairstep.records.followed import FollowedRunFolder
+from stairstep.records.mirror import MirroredRunFolder, fetch
 from stairstep.records.places import ObjectFolder, below, place
-from stairstep.settings import InputError, RecipeError
+from stairstep.settings import InputError
 
 from .recipe import Recipe
 
@@ -31,25 +32,17 @@ def run_place(recipe: Recipe) -> Path | ObjectFolder:
     return below(recipe.run.root, recipe.run.name)
 
 
-def open_placed(recipe: Recipe, first: bool) -> RunFolder:
-    """The folder of the recipe's run as this worker works on it; the first one makes it."""
+def open_placed(recipe: Recipe, rank: int = 0) -> RunFolder:
+    """The folder of the recipe's run as this worker has it; the first one makes it, and writes it."""
     remote = run_place(recipe)
     if not isinstance(remote, ObjectFolder):
-        return RunFolder.create(remote) if first else RunFolder(remote)
-    if recipe.cluster.workers:
-        raise no_url("a run of several workers")
+        return RunFolder(remote) if rank else RunFolder.create(remote)
+    if rank:
+        return FollowedRunFolder(local_root(recipe) / ".workers" / f"{remote.name}-{rank}", remote)
     path = local_root(recipe) / remote.name
     RunFolder.create(path)
     _LOG.info("%s is worked on in %s", remote, path)
     return MirroredRunFolder(path, remote)
-
-
-def no_url(what: str) -> RecipeError:
-    """That something cannot have its root in an object store."""
-    return RecipeError(
-        f"run.root: it is a URL, and {what} needs a folder that every node sees; name one, or train by jobs.train with cluster.workers=0. "
-        "Ledger, embeddings and tile store may be URLs everywhere"
-    )
 
 
 def checkpoint_here(text: str | Path) -> Path:
@@ -72,10 +65,3 @@ def folder_to_mend(text: str) -> RunFolder:
     if not isinstance(remote, ObjectFolder):
         return RunFolder(remote)
     return MirroredRunFolder(RunFolder.create(copy_folder("mend", remote) / remote.name).path, remote, checkpoints=False)
-
-
-def put_results(folder: Path, remote: ObjectFolder) -> None:
-    """Put an evaluation's rows, and its summaries after them."""
-    names = sorted(one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file() and one.name != LOCK)
-    for name in sorted(names, key=lambda one: (one.endswith(".summary.json"), one)):
-        remote.put_file(name, folder / name)

@@ -14,9 +14,9 @@ from pathlib import Path
 from stairstep.evaluation.graders import ChatGraderSettings
 from stairstep.records.places import is_url, place
 from stairstep.settings import RecipeError
-from stairstep.tiny.tinywiki import ensure_world
+from stairstep.tiny.tinywiki import ensure_world, world_name
 
-from .placing import local_root, no_url, run_place
+from .placing import local_root
 from .recipe import Recipe
 
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it where it starts a submitted job
@@ -81,12 +81,16 @@ def data_base(recipe: Recipe) -> Path:
     return Path(recipe.data.roots[0]) if recipe.data.roots else Path.cwd()
 
 
-def run_folder_path(recipe: Recipe) -> Path:
-    """The folder of the recipe's run."""
-    found = run_place(recipe)
-    if not isinstance(found, Path):
-        raise no_url("this")
-    return found
+def have_world(recipe: Recipe) -> None:
+    """Have the generated world of a resolved recipe where its paths say, on a machine that has no folder in common with others."""
+    world = recipe.data.world
+    if world is None or not is_url(recipe.run.root):
+        return
+    name = world_name(world)
+    pairs, texts = (*recipe.data.train, *recipe.data.validation), recipe.data.text
+    paths = (*recipe.data.roots, *(one.path for one in pairs), *(one.path for one in texts))
+    for parent in {Path(path[: path.index(name)]) for path in paths if name in path}:
+        ensure_world(world, parent)
 
 
 def _variable(name: str, key: str) -> str:

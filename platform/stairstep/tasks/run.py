@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ from stairstep.records.stalls import StallWatch, stall_path
 from stairstep.settings import InputError, RecipeError, to_plain
 from stairstep.training import Cadence, EvaluationReport, NonFiniteError, Outcome, Task, Trainer
 
-from .beside import Beside
+from .besides import beside_of
 from .loading import load_rows, tile_reader
 from .opening import Finished, open_run
 from .packed import open_archives
@@ -97,11 +98,11 @@ class RunJournal:
         self.trainer: Trainer | None = None
         self.tracker: Tracker = NoTracker()
         self.progress = Progress(recipe.optim.steps, enabled=False)
-        self.watch = StallWatch(stall_path(folder.path, collective.rank), recipe.run.stalled_after_s, self.first)
+        self.watch = StallWatch(stall_path(folder.path, collective.rank), recipe.run.stalled_after_s, self.first, folder.offer)
         self._stop, self._reported, self._listener = stop, reported, listener
         self._looks: dict[str, float] = {}
         self._notes: list[str] = []
-        self._beside = Beside(folder)
+        self._beside = beside_of(folder)
         self._at = 0  # the step that is being evaluated
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -143,7 +144,10 @@ class RunJournal:
     def recall(self, step: int) -> bool:
         """The weights of a step, as its checkpoint has them."""
         place = self.folder.checkpoint_path(step)
-        if not place.is_dir():
+        if self.first:
+            self.folder.share()
+        self.collective.barrier()
+        if not self.folder.bring(place.name):
             _LOG.warning("step %d: it was evaluated before or its checkpoint was deleted; it is not evaluated again", step)
             return False
         self.task.load(place)
@@ -240,12 +244,14 @@ def train(
     workers = collective or Alone()
     compute_with(recipe.run.threads)
     first = workers.rank == 0
-    folder = open_placed(recipe, first)
+    folder = open_placed(recipe, workers.rank)
     claim = folder.claim() if first else None
     try:
         if first:
             folder.write_environment(from_step=open_run(folder, recipe))
         workers.barrier()
+        if not first:
+            folder.catch_up()
         with _failure_in_status(folder if first else None):
             task = build_task(recipe, workers, folder)
             journal = RunJournal(recipe, folder, task, workers, stop, reported, listener)
@@ -340,7 +346,8 @@ def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -
     rows, reader = load_rows(recipe, archives), tile_reader(recipe, archives)
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
     begun = bool(folder.checkpoints())
-    rows = check_tiles(rows, recipe, reader, folder.path / QUARANTINE, collective, begun, alive=folder.heartbeat)
+    shared = folder.share if collective.rank == 0 else partial(folder.bring, QUARANTINE)
+    rows = check_tiles(rows, recipe, reader, folder.path / QUARANTINE, collective, begun, folder.heartbeat, shared)
     store = open_store(recipe.evaluation, recipe.run.root) if collective.rank == 0 else None
     return RetrievalTask(recipe, encoder, rows, reader, collective, store)
 

@@ -53,10 +53,12 @@ def check_tiles(
     workers: Collective,
     begun: bool = False,
     alive: Callable[[], None] = lambda: None,
+    shared: Callable[[], object] = lambda: None,
 ) -> RetrievalRows:
     """The rows without bad tiles, or a DataError that names them; every worker calls this, the first one looks.
 
-    `quarantine`: the file to list them in; `begun`: the run has a checkpoint, its rows may not change; `alive` is called now and then.
+    `quarantine`: the file to list them in; `begun`: the run has a checkpoint, its rows may not change; `alive` is called now and then;
+    `shared` has the first one's file seen, and then the others see it.
     """
     if not recipe.data.check_tiles:
         return rows
@@ -66,7 +68,10 @@ def check_tiles(
             bad = _as_begun(bad, read_quarantine(quarantine))
         _write(quarantine, bad)
         _judge(bad, recipe.data.max_quarantined, quarantine)
+        shared()
     workers.barrier()
+    if workers.rank != 0:
+        shared()
     return without({Path(one.tile) for one in read_quarantine(quarantine)}, rows)
 
 

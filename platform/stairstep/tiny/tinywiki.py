@@ -130,9 +130,14 @@ def _identity(settings: WorldSettings) -> dict[str, Any]:
     return {"generator": GENERATOR, "settings": plain}
 
 
+def world_name(settings: WorldSettings) -> str:
+    """The name of the world's folder, which says all that it depends on."""
+    return f"tinywiki-{settings.seed}-{world_digest(settings)}"
+
+
 def ensure_world(settings: WorldSettings, folder: Path) -> Path:
     """The folder of the world inside `folder`, where worlds are kept; generated when it is not there."""
-    final = Path(folder) / f"tinywiki-{settings.seed}-{world_digest(settings)}"
+    final = Path(folder) / world_name(settings)
     if not final.exists():
         try:
             _generate(settings, final)

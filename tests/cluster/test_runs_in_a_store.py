@@ -1,0 +1,172 @@
+"""Runs of two workers and an evaluator whose folder lies in an object store: they end as the same run in one folder does.
+
+In `make soak` as a person starts it, each command with a Ray of its own: a worker is killed, then the whole job, which goes on with an
+empty cache, as on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from curves import alone, same_curve
+from safetensors.torch import load_file
+
+from stairstep.cluster.train import train_on_ray
+from stairstep.records import RunFolder, read_json_lines
+from stairstep.records.followed import checkpoint_steps
+from stairstep.records.mirror import copy_to_read
+from stairstep.records.places import ObjectFolder, place
+from stairstep.settings import InputError, to_yaml
+from stairstep.tasks.placing import checkpoint_here
+
+pytestmark = pytest.mark.timeout(1500)
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = "ray::RayTrainWorker"
+STEPS = 14
+OVERRIDES = (f"optim.steps={STEPS}", "checkpoints.every=2", "evaluation.every=7", "cluster.cpus_per_worker=0.5")
+Start = Callable[[Path, Path], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start `jobs.train` on a recipe with a cache of its own; all its processes are ended with the test."""
+    started: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def job(recipe: Path, cache: Path) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"RAY_AUTH_TOKEN": secrets.token_hex(32), "OMP_NUM_THREADS": "1", "STAIRSTEP_CACHE": str(cache)}
+        environment["PYTHONPATH"] = str(ROOT / "platform")
+        with cache.with_suffix(".txt").open("wb") as said:
+            command = [sys.executable, "-m", "jobs.train", str(recipe)]
+            made = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT)
+        started.append((made, cache))
+        return made
+
+    yield job
+    for made, _ in started:
+        kill_all(made)
+
+
+def kill_all(job: subprocess.Popen[bytes]) -> None:
+    """As if the machine went."""
+    if job.poll() is None:
+        for one in [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]:
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+        job.wait()
+
+
+def workers(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The living Ray Train workers of a job."""
+    found = []
+    for one in psutil.Process(job.pid).children(recursive=True):
+        try:
+            if one.cmdline()[:1] and one.cmdline()[0].startswith(WORKER) and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+        except psutil.Error:
+            continue
+    return found
+
+
+def last_checkpoint(run: ObjectFolder) -> int:
+    return max(checkpoint_steps(run.files()), default=0)
+
+
+def of_one_folder(run: ObjectFolder, whole: Path, steps: int, evaluated: tuple[int, ...]) -> None:
+    """What the store has of a run that has ended is what the same run has in one folder."""
+    copy = RunFolder.open(copy_to_read(run))
+    status = copy.status
+    assert status is not None
+    assert (status.state, status.step) == ("finished", steps)
+    names = list(run.files())
+    assert not [name for name in names if name.startswith("beside/wanted-") or name in ("stop", ".lock")]
+    assert sorted(name for name in names if name.startswith("beside/")) == sorted(f"beside/found-{step}.json" for step in evaluated)
+    same_curve(copy.path, whole, steps=steps)
+    for step in evaluated:
+        rows = [read_json_lines(folder / f"eval_step{step}.jsonl") for folder in (copy.path, whole)]
+        assert [row["id"] for row in rows[0]] == [row["id"] for row in rows[1]] != []
+        assert [row["retrieved"][0]["tile"] for row in rows[0]] == [row["retrieved"][0]["tile"] for row in rows[1]]
+    checkpoint = checkpoint_here(str(run / f"checkpoint-{steps}"))
+    found, expected = (load_file(one / "adapter_model.safetensors") for one in (checkpoint, whole / f"checkpoint-{steps}"))
+    assert found.keys() == expected.keys()
+    assert all((found[name] - expected[name]).norm() <= 1e-3 * expected[name].norm() for name in expected)
+
+
+def test_two_workers_and_an_evaluator_in_an_object_store(
+    ray_here: None, recipe: Callable[..., Any], object_root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = recipe("stored", f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
+    finished = train_on_ray(made, view=tmp_path / "view")
+    assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
+    run = finished.place
+    assert isinstance(run, ObjectFolder)
+    assert (str(run), finished.folder) == (str(place(object_root) / "stored"), tmp_path / "view")
+    assert (tmp_path / "view" / "eval_step8.jsonl").read_bytes() == run.get("eval_step8.jsonl")
+    assert not list((tmp_path / "view").glob("checkpoint-*")), "what is read needs no weights"
+    of_one_folder(run, alone(recipe("stored-alone", "cluster.workers=0")).folder, 8, (0, 4, 8))
+    with pytest.raises(InputError, match=r"^s3://stairs/base/stored\?.*this run is finished"):
+        train_on_ray(made)
+
+
+def test_a_stop_reaches_workers_of_a_run_in_an_object_store(
+    ray_here: None, recipe: Callable[..., Any], object_root: str, background: Callable[..., Future[Any]], tools: SimpleNamespace
+) -> None:
+    """By the driver, as a sweep or a signal stops it; what is there then goes on."""
+    made = recipe("halted", f"run.root={object_root}", "optim.steps=400", "evaluation.sets=[]", "cluster.workers=1")
+    run = place(object_root)
+    assert isinstance(run, ObjectFolder)
+    halted = run / "halted"
+    running = background(train_on_ray, made, lambda: "enough" if checkpoint_steps(halted.files()) else "")
+    finished = running.result(timeout=400)
+    assert finished.outcome.reason == "stopped"
+    assert 3 <= finished.outcome.step < 400
+    assert finished.outcome.step in checkpoint_steps(halted.files())
+    status = RunFolder(copy_to_read(halted)).status
+    assert status is not None
+    assert (status.state, status.step) == ("stopped", finished.outcome.step)
+    again = RunFolder.open(copy_to_read(halted))
+    assert again.recipe()["run"]["root"] == object_root
+
+
+@pytest.mark.soak
+def test_a_killed_worker_and_a_killed_job_change_no_run_in_an_object_store(
+    recipe: Callable[..., Any], object_root: str, start: Start, tools: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe("kept", *OVERRIDES, f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
+    (tmp_path / "kept.yaml").write_text(to_yaml(made))
+    root = place(object_root)
+    assert isinstance(root, ObjectFolder)
+    run = root / "kept"
+
+    one = start(tmp_path / "kept.yaml", tmp_path / "one")
+    said = (tmp_path / "one.txt").read_text
+    tools.wait(lambda: one.poll() is not None or last_checkpoint(run) >= 4, "a checkpoint in the store", every_s=0.2)
+    assert one.poll() is None, said()
+    first, _ = workers(one)
+    tools.kill(first)
+    tools.wait(lambda: one.poll() is not None or "restarts)" in said(), "the loss", every_s=0.2)
+    tools.wait(lambda: one.poll() is not None or last_checkpoint(run) >= 8, "a checkpoint of the next group", every_s=0.2)
+    assert one.poll() is None, said()
+    assert last_checkpoint(run) < STEPS
+    kill_all(one)
+
+    other = start(tmp_path / "kept.yaml", tmp_path / "two")
+    assert other.wait(timeout=600) == 0, (tmp_path / "two.txt").read_text()
+    lines = (tmp_path / "two.txt").read_text()
+    assert re.search(r"going on from .*checkpoint-(8|10|12)", lines), lines
+    assert lines.rstrip().splitlines()[-1].endswith(str(run)), lines
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "three"))
+    of_one_folder(run, alone(recipe("kept-alone", "cluster.workers=0", *OVERRIDES)).folder, STEPS, (0, 7, STEPS))
