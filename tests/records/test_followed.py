@@ -105,10 +105,9 @@ def test_a_store_that_is_away_is_asked_for_a_while(s3: S3Server, remote: ObjectF
     s3.misbehave("GET", "/recipe.yaml", BUSY, times=None)
     with pytest.raises(UnreachableError, match="object store did not do it"):
         patiently(lambda: remote.get("recipe.yaml"), patience_s=0.05)
-    remote.put("other", "x")
-    s3.misbehave("GET", "/other", status(403, "AccessDenied"), times=None)
+    s3.misbehave("PUT", "/other", status(403, "AccessDenied"), times=None)
     with pytest.raises(InputError, match="refuses access"):
-        patiently(lambda: remote.get("other"))
+        patiently(lambda: remote.put("other", "x"))
 
 
 def test_stacks_reach_people_from_whoever_hangs(
