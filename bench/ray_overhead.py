@@ -6,7 +6,10 @@ python bench/ray_overhead.py --steps 40 --rounds 1           a look
 Both sides are `python -m jobs.train recipes/tinywiki.yaml` with the same overrides, one thread and one process that trains: cluster.workers
 is 0 or 1. There are no evaluations and no checkpoints but the last. In a round both are started and then halted and let go in turns of a
 few seconds, each with all its processes, Ray's included: the speed of a virtual machine changes within a minute by more than is to be
-measured here, but both sides then meet the same. What counts is the wall time from the end of a step to the end of the next, as
+measured here, but both sides then meet the same. The process that trains has the first core on either side, and whatever else belongs to
+a side the others, as on a node that has cores to spare for Ray; how much of a core Ray's own processes and our driver take is told as well
+(where "cores" are threads of one core, that much is taken from the one that trains). What counts is the wall time from the end of a step to
+the end of the next, as
 metrics.jsonl has it (in milliseconds), where both ends lie in one turn; so the log, the heartbeat, the agreement on stopping and whatever
 Ray does beside them are in it. Step n computes the same on both sides (the losses are compared) and is compared with itself: the ratio is
 the geometric mean, over rounds, of the median over steps; its interval is the bootstrap's, over rounds and over runs of steps within them.
@@ -37,6 +40,7 @@ RESULTS = Path(__file__).parent / "results" / "ray_overhead.json"
 GOAL = 1.03
 DROPPED = 5  # steps at the beginning of a run
 TURN_S = 4.0
+TRAINER = "ray::RayTrainWorker"  # its title; without Ray the job itself trains
 TOGETHER = 5  # steps that the bootstrap draws together: neighbours share the machine's mood
 SIDES = {"bare": 0, "ray": 1}  # cluster.workers
 DRAWS = 2000
@@ -62,6 +66,7 @@ class Side:
     def __init__(self, root: Path, name: str, side: str, steps: int) -> None:
         self.log, self.said = MetricLog(root / name / "metrics.jsonl"), root / f"{name}.txt"
         self.turns: list[Turn] = []
+        self.others_s = 0.0  # CPU seconds that its processes but the one that trains took in its turns
         overrides = (*WHAT, f"run.root={root}", f"run.name={name}", f"optim.steps={steps}", f"cluster.workers={SIDES[side]}")
         command = [sys.executable, "-m", "jobs.train", "recipes/tinywiki.yaml", *overrides]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)])}
@@ -80,9 +85,10 @@ class Side:
         return code is not None
 
     def begun(self) -> bool:
-        """Wait until it has taken its first steps; false if it has ended by then."""
+        """Wait until it has taken its first steps, and give its processes their cores; false if it has ended by then."""
         while not self.over():
             if len(self.rows()) > DROPPED:
+                self._pin()
                 return True
             time.sleep(0.1)
         return False
@@ -93,19 +99,54 @@ class Side:
 
     def turn(self) -> None:
         """Let it run alone for a while, to its end if that comes first."""
+        before = self._others()
         start = time.time()
         self._each("resume")
         while not self.over() and time.time() < start + TURN_S:
             time.sleep(0.05)
         self.turns.append((start, time.time()))
         self.halt()
+        self.others_s += sum(took - before.get(one, 0.0) for one, took in self._others().items())
 
-    def _each(self, what: str) -> None:
+    def others(self) -> float:
+        """How much of a core its processes but the one that trains took in its turns."""
+        return self.others_s / sum(end - start for start, end in self.turns)
+
+    def _processes(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             first = psutil.Process(self.job.pid)
-            for one in [first, *first.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    getattr(one, what)()
+            return [first, *first.children(recursive=True)]
+        return []
+
+    def _trainer(self) -> psutil.Process:
+        """The process that trains."""
+        found = self._processes()
+        return next((one for one in found if one.cmdline()[:1] and one.cmdline()[0].startswith(TRAINER)), found[0])
+
+    def _pin(self) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        trainer = self._trainer()
+        for one in self._processes():
+            mine = cores[:1] if one.pid == trainer.pid else cores[1:] or cores
+            with suppress(OSError):
+                for thread in os.listdir(f"/proc/{one.pid}/task"):
+                    os.sched_setaffinity(int(thread), mine)
+
+    def _others(self) -> dict[int, float]:
+        """CPU seconds by now of each process but the one that trains."""
+        trainer, found = None, {}
+        for one in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                trainer = trainer or self._trainer().pid
+                if one.pid != trainer:
+                    times = one.cpu_times()
+                    found[one.pid] = times.user + times.system
+        return found
+
+    def _each(self, what: str) -> None:
+        for one in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                getattr(one, what)()
 
     def end(self) -> None:
         """Let it end by itself."""
@@ -172,12 +213,14 @@ def main() -> int:
     found: list[dict[str, dict[int, float]]] = []
     logs: list[np.ndarray] = []
     losses: list[list[float]] = []
+    others: list[float] = []
     with tempfile.TemporaryDirectory(prefix="ray-overhead-") as folder:
         root = Path(folder)
         Side(root, "first", "bare", 1).end()  # makes the world and looks at its tiles
         for number in range(options.rounds):
             sides = round_of(root, number, each)
             found.append({side: intervals(one.rows(), one.turns) for side, one in sides.items()})
+            others.append(sides["ray"].others())
             losses += [[row["train/loss"] for row in one.rows()] for one in sides.values()]
             both = sorted(found[-1]["bare"].keys() & found[-1]["ray"].keys())
             if not both:
@@ -185,7 +228,8 @@ def main() -> int:
             logs.append(np.log([found[-1]["ray"][step] / found[-1]["bare"][step] for step in both]))
             medians = {side: 1000 * np.median([found[-1][side][step] for step in both]) for side in SIDES}
             told = ", ".join(f"{side} {value:.1f} ms a step" for side, value in medians.items())
-            print(f"round {number + 1}, {len(both)} steps: {told}, ratio {np.exp(np.median(logs[-1])):.3f}", flush=True)
+            print(f"round {number + 1}, {len(both)} steps: {told}, ratio {np.exp(np.median(logs[-1])):.3f}; ", end="")
+            print(f"{others[-1]:.3f} of a core for Ray's own processes and the driver", flush=True)
     ratio, low, high = ratio_of(logs)
     alike = all(one == losses[0] for one in losses)
     print(f"Ray Train ÷ bare loop: {ratio:.3f} [{low:.3f} {high:.3f}], at most {GOAL} wanted; losses {'equal' if alike else 'DIFFER'}")
@@ -197,6 +241,7 @@ def main() -> int:
         "ratio": {"value": ratio, "low": low, "high": high},
         "round_ratios": [round(float(np.exp(np.median(one))), 4) for one in logs],
         "losses_equal": alike,
+        "cores_of_other_processes": [round(one, 4) for one in others],
         "seconds": [{side: {str(step): one for step, one in steps.items()} for side, steps in one.items()} for one in found],
     }
     RESULTS.parent.mkdir(exist_ok=True)
