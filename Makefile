@@ -56,9 +56,8 @@ $(PAPER)/.stamp: $(STAMP) requirements/paper.txt
 
 # Object stores by another hand's server: moto's, in a folder of its own that only these tests see.
 S3 := $(VENV)/s3
-STORED := tests/records/test_places.py tests/evaluation/test_on_objects.py tests/tiles/test_shelf.py tests/tasks/test_run_on_objects.py
 test-s3: $(S3)/.stamp
-	S3_TEST_SERVER=moto PYTHONPATH=$(CURDIR)/$(S3) $(BIN)/python -m pytest -m "not soak" $(STORED) $(ARGS)
+	S3_TEST_SERVER=moto PYTHONPATH=$(CURDIR)/$(S3) $(BIN)/python -m pytest -m "not soak" $(ARGS)
 
 $(S3)/.stamp: $(STAMP) requirements/s3.txt
 	$(UV) pip install -q --python $(BIN)/python --target $(S3) --no-deps --require-hashes -r requirements/s3.txt
