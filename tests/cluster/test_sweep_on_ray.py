@@ -13,12 +13,14 @@ import yaml
 from safetensors.torch import load_file
 
 from stairstep.records import read_json_lines
+from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import to_plain
 from stairstep.sweeps import SweepFolder
-from stairstep.sweeps.beginning import Asked, begin, planned
+from stairstep.sweeps.beginning import Asked, begin, find, planned
 from stairstep.sweeps.scores import scores
 from stairstep.sweeps.spent import Limits
 from stairstep.tasks import load_recipe
+from stairstep.tasks.placing import checkpoint_here
 from stairstep.tasks.run import train
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -106,6 +108,40 @@ def test_a_trial_is_the_same_recipe_run_alone_bit_for_bit(swept: SimpleNamespace
     assert any(one.abs().sum() > 0 for key, one in weights[0].items() if "lora_B" in key)
     rows = [read_json_lines(folder / "eval_step8.jsonl") for folder in runs]
     assert rows[0] == rows[1]
+
+
+def test_a_sweep_in_an_object_store_ends_as_in_a_folder(
+    asked: Callable[..., Asked], swept: SimpleNamespace, object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The same trial as above, the run put by its worker and the sweep by this process. Elsewhere it goes on, which is nothing to do."""
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "one"))
+    own = asked("stored", {"parameters": {"rates": {"kind": "options", "options": {"high": {"optim.rates.llm": 1e-2}}}}})
+    own = replace(own, overrides=(f"run.root={object_root}",))
+    space, made = planned(own)
+    sweep = begin(own, space, made)
+    why, told = run(sweep)
+    (trial,) = sweep.trials()
+    assert (why, trial.state) == ("", "finished"), trial.reason
+    assert told[0].endswith(f"; {place(object_root) / 'stored'}")
+    assert any(line.startswith(f"{trial.name}: step 8, hit@1") for line in told)
+
+    monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "another"))
+    other = find("stored", object_root)
+    assert run(other)[0] == ""
+    assert other.trials() == [trial]
+    there, same = other.run_path(trial.name), swept.sweep.run_path(swept.sweep.trials()[0].name)
+    assert scores(there, "hit@1") == scores(same, "hit@1") != {}
+    assert read_json_lines(there / "eval_step8.jsonl") == read_json_lines(same / "eval_step8.jsonl")
+    store = place(object_root)
+    assert isinstance(store, ObjectFolder)
+    weights = [
+        load_file(one / "adapter_model.safetensors")
+        for one in (checkpoint_here(str(store / "stored" / "runs" / trial.name / "checkpoint-8")), same / "checkpoint-8")
+    ]
+    assert list(weights[0]) == list(weights[1])
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+    assert set(store.folders()) == {"stored", "embeddings"}, "what is kept of a root lies in the store"
+    assert not any(name.endswith(".lock") for name in store.files())
 
 
 @pytest.mark.soak

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from s3_server import S3Server
 from safetensors.torch import load_file
 
 from stairstep.records import read_json_lines
@@ -123,8 +124,9 @@ seeds: [0, 1]
 """
 
 
-def command(*arguments: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def command(*arguments: object, cache: Path | None = None) -> subprocess.Popen[str]:
+    """jobs.sweep in a process of its own; `cache`: where this machine keeps copies of what lies in object stores."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"STAIRSTEP_CACHE": str(cache)} if cache else {})
     environment.pop("RAY_ADDRESS", None)
     words = [sys.executable, "-m", "jobs.sweep", *map(str, arguments)]
     return subprocess.Popen(words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -209,6 +211,45 @@ def test_kills_of_worker_reader_and_driver_change_nothing_of_the_table(small: An
     printed = other.communicate(timeout=900)[0]
     assert other.returncode == 0, printed
     assert answers(SweepFolder(tmp_path / "storm" / "t"))["asked"] == 0
+
+
+def copied(s3: S3Server, prefix: str, folder: Path) -> SweepFolder:
+    """What the store has below a prefix, as a folder."""
+    for name in s3.names(f"{prefix}/"):
+        path = folder / name.removeprefix(f"{prefix}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(s3.objects[name])
+    return SweepFolder(folder)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(2400)
+def test_a_driver_that_was_killed_goes_on_by_url_on_another_machine(small: Any, tmp_path: Path, s3: S3Server):
+    stairs = tmp_path / "stairs.yaml"
+    stairs.write_text(STAIRS)
+    own = ["optim.steps=12", "evaluation.every=4", "checkpoints.every=2", "--concurrency", "2", "--seeds", "0", "--name", "s"]
+    calm = command(small.recipe, stairs, *own, f"run.root={tmp_path / 'calm'}")
+    printed = calm.communicate(timeout=900)[0]
+    assert calm.returncode == 0, printed
+    expected = table(SweepFolder(tmp_path / "calm" / "s"))
+    assert [one[0] for one in expected.values()] == ["finished"] * 2
+
+    storm = command(small.recipe, stairs, *own, f"run.root={s3.url('stairs/runs')}", cache=tmp_path / "one")
+    end = time.monotonic() + 400
+    while time.monotonic() < end and not any(name.endswith("checkpoint-4/COMPLETE") for name in s3.names("stairs/runs/s/")):
+        assert storm.poll() is None, storm.communicate()[0]
+        time.sleep(0.05)
+    storm.send_signal(signal.SIGKILL)
+    storm.wait()
+    left = copied(s3, "stairs/runs/s", tmp_path / "left")
+    assert any(one.state in ("running", "waiting") for one in left.trials())
+    assert {one.name for one in left.trials()} == set(expected)
+    again = command("--resume", s3.url("stairs/runs/s"), cache=tmp_path / "two")
+    printed = again.communicate(timeout=900)[0]
+    assert again.returncode == 0, printed
+    assert "its board: s3://stairs/runs/s/report.html" in printed
+    assert table(copied(s3, "stairs/runs/s", tmp_path / "whole")) == expected
+    assert not [name for name in s3.names("stairs/runs/s/") if name.endswith((".lock", "stop"))]
 
 
 @pytest.mark.soak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import subprocess
 import sys
 import time
@@ -317,6 +318,14 @@ def test_a_second_claim_on_one_machine_is_refused_by_the_copy(s3, machine):
         pass
     with sweep.claim():
         assert sweep.lost == ""
+
+
+def test_sent_to_another_process_it_is_its_copy(machine):
+    sweep = write(machine())
+    sent = pickle.loads(pickle.dumps(sweep))  # Ray Tune keeps its searcher as a file
+    sent.ask_to_stop("a-seed0", "enough")
+    assert sweep.asked_to_stop("a-seed0") == "enough"
+    assert type(sent) is SweepFolder
 
 
 # --- who reads it

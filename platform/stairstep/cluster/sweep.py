@@ -35,7 +35,6 @@ from stairstep.sweeps.space import OptunaSearchSettings, Space, space_of
 from stairstep.sweeps.spent import Limits, spent
 from stairstep.sweeps.suggesting import Scored, suggest
 from stairstep.tasks import Recipe, load_recipe
-from stairstep.tasks.resolve import resolve
 
 from .beside import evaluator_resources, evaluators, mode_of
 from .screen import without_ray
@@ -92,7 +91,7 @@ def run_sweep(
         if is_url(sweep.run_root):
             _check_on_head(sweep)
         left = [path for one in sweep.trials() if one.state not in DONE and (path := sweep.recipe_path(one.name)).exists()]
-        recipes = [resolve(load_recipe(path)) for path in left]  # on another machine a generated world is still to be made
+        recipes = [load_recipe(path) for path in left]
         mode = mode_of(replace(recipe, cluster=replace(recipe.cluster, workers=max(1, recipe.cluster.workers))), session)
         at_once = room_for(recipes or [recipe], session, concurrency, mode == "beside")
         reader, served = recipe.evaluation.reader, None

@@ -96,7 +96,7 @@ class _Watched:
             self.write(state="finished")
             return
         try:
-            outcome = train_on_ray(recipe, self.attend).outcome
+            outcome = train_on_ray(recipe, self.attend, view=self.sweep.run_path(self.record.name)).outcome
         finally:
             self.look()
         alone = self.sweep.asked_to_stop(self.record.name)

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from stairstep.records.cache import copy_folder
 from stairstep.records.mirror import WATCH_S, Mirror, MirroredClaim, follow
@@ -33,6 +34,10 @@ class MirroredSweep(SweepFolder):
         self.mirror = Mirror(remote, self.path, "sweep", "driver.json", _APART)
         self._status = StatusFile(self.path / "driver.json")
         self._lost: Exception | None = None
+
+    def __reduce__(self) -> tuple[type[SweepFolder], tuple[Path]]:
+        """Sent to another process it is its copy alone, which asks and is asked through files."""
+        return SweepFolder, (self.path,)
 
     @property
     def where(self) -> str:
@@ -59,6 +64,7 @@ class MirroredSweep(SweepFolder):
         with self._claimed(watch_s):
             _LOG.info("%s is worked on in %s", self.remote, self.path)
             self.mirror.put_all()
+            self._lost = None
             ended = threading.Event()
             keeper = threading.Thread(target=self._keep, args=(ended,), name="sweep-mirror", daemon=True)
             keeper.start()
