@@ -16,7 +16,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from stairstep.records.mirror import copy_to_read
+from stairstep.records.copies import copy_to_read
 from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import StairstepError
 from stairstep.tasks import Recipe, load_recipe

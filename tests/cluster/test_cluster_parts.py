@@ -74,6 +74,28 @@ def test_what_a_worker_writes_appears_in_order_and_once() -> None:
     assert not type(sys.stderr).__module__.startswith("stairstep")
 
 
+def test_what_is_said_while_something_is_shown_is_shown_too() -> None:
+    """By a signal, by what is collected as garbage, by Ray itself: in the same thread, in the midst of the way to the driver."""
+    shown = io.StringIO()
+
+    class Talking(MemoryKeys):
+        said = False
+
+        def put(self, key: str, value: bytes) -> None:
+            if value and not self.said:
+                self.said = True
+                print("Exception ignored in __del__", file=sys.stderr)
+            super().put(key, value)
+
+    words = Words("run-1", Talking())
+    relay = Relay(words, shown)
+    with on_screen(words, None):
+        print("one", file=sys.stderr)
+        print("two", file=sys.stderr)
+    relay.close()
+    assert sorted(shown.getvalue().splitlines()) == ["Exception ignored in __del__", "one", "two"]
+
+
 def test_a_progress_bar_reaches_a_terminal_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("LINES", "20")

@@ -244,5 +244,24 @@ def test_a_stop_is_a_stop_also_where_a_group_gives_way(driver: Callable[..., _Dr
     assert driver(stopped).run().reason == "stopped"
 
 
+def test_a_stop_that_a_person_asks_for_between_two_groups_is_heard(driver: Callable[..., _Driver]) -> None:
+    def begun(self: _Driver, words: Words) -> Outcome:
+        assert (self.seen.view.path / "stop").exists(), "the next group hears it at its first step"
+        return STOPPED
+
+    one = driver(paused, begun)
+    look, looks = one.seen.stop_asked, []
+
+    def a_moment_later() -> bool:
+        asked = look()
+        looks.append(asked)
+        (one.seen.view.path / "stop").touch()
+        return asked
+
+    one.seen.stop_asked = a_moment_later  # type: ignore[method-assign]
+    assert one.run() == STOPPED
+    assert looks == [False]
+
+
 def test_a_group_that_was_stopped_by_a_person_is_the_last(driver: Callable[..., _Driver]) -> None:
     assert driver(lambda *_: STOPPED).run() == STOPPED

@@ -105,6 +105,15 @@ def test_each_evaluator_has_one_step_of_a_run_and_takes_the_next_as_soon_as_it_i
     assert beside.wanted() == [] and [beside.found(step) for step in (0, 4, 8, 12)] == [Found({}, None, ())] * 4
 
 
+def test_a_wish_that_stayed_beside_its_finding_keeps_no_other_waiting(run: Callable[..., Any]) -> None:
+    """Its evaluator died between the two."""
+    those, pool, beside = run(wanted=(0, 4))
+    beside.write(0, Found({}, None, ()))
+    (beside.folder.path / "beside" / "wanted-0").touch()
+    look_on(those, pool, 20.0)
+    assert [step for _, step, _ in those.calls] == [4]
+
+
 def test_the_folder_is_looked_at_once_a_second(run: Callable[..., Any]) -> None:
     those, pool, _ = run(wanted=())
     before = those.looks

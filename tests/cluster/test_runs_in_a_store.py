@@ -23,9 +23,9 @@ from curves import alone, same_curve
 from safetensors.torch import load_file
 
 from stairstep.cluster.train import train_on_ray
-from stairstep.records import RunFolder, read_json_lines
+from stairstep.records import RunFolder, followed, read_json_lines
+from stairstep.records.copies import copy_to_read
 from stairstep.records.followed import checkpoint_steps
-from stairstep.records.mirror import copy_to_read
 from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import InputError, to_yaml
 from stairstep.tasks.placing import checkpoint_here
@@ -106,8 +106,9 @@ def of_one_folder(run: ObjectFolder, whole: Path, steps: int, evaluated: tuple[i
 
 
 def test_two_workers_and_an_evaluator_in_an_object_store(
-    ray_here: None, recipe: Callable[..., Any], object_root: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ray_here: None, recipe: Callable[..., Any], object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(followed, "REFRESH_S", 0.5)
     made = recipe("stored", f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
     finished = train_on_ray(made, view=tmp_path / "view")
     assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)

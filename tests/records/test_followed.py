@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server, status
 
-from stairstep.records import RunFolder, followed
-from stairstep.records.followed import FollowedRunFolder, ReadRunFolder, checkpoint_steps, patiently
-from stairstep.records.mirror import MirroredRunFolder
-from stairstep.records.places import ObjectFolder, place
+from stairstep.records import RunFolder, places
+from stairstep.records.followed import FollowedRunFolder, ReadRunFolder, checkpoint_steps
+from stairstep.records.mirror import MirroredRunFolder, TakenOverError
+from stairstep.records.places import ObjectFolder, patiently, place
 from stairstep.settings import InputError, UnreachableError
 
 BUSY = status(503)
@@ -21,7 +21,7 @@ BUSY = status(503)
 @pytest.fixture
 def remote(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> ObjectFolder:
     """Where the run lies; a store that is away is asked again soon."""
-    monkeypatch.setattr(followed, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(places, "_AGAIN_S", 0.01)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     found = place(s3.url("stairs/runs/a"))
     assert isinstance(found, ObjectFolder)
@@ -61,6 +61,50 @@ def test_a_worker_has_the_newest_checkpoint_and_nothing_else(other: FollowedRunF
     assert other.holds_run()
 
 
+def test_one_checkpoint_is_here_at_a_time(other: FollowedRunFolder) -> None:
+    other.catch_up()
+    assert other.bring("checkpoint-2")
+    assert [one.step for one in other.checkpoints()] == [2], "looking back at all of them takes the room of one"
+
+
+def test_a_run_that_has_begun_waits_for_its_store(first: MirroredRunFolder, s3: S3Server, tmp_path: Path, remote: ObjectFolder) -> None:
+    """Between two groups of workers, at the end, and where others need to see something; a person who begins a run is told at once."""
+    s3.misbehave("GET", "/.lock", BUSY, times=2)
+    with pytest.raises(UnreachableError):
+        first.claim()
+    other = MirroredRunFolder(RunFolder.create(tmp_path / "again").path, remote, patience_s=60.0)
+    s3.misbehave("GET", "/.lock", BUSY, times=2)
+    claim = other.claim()
+    other.open_for({"run": {"name": "a"}}, "auto")
+    (other.path / "quarantine.jsonl").write_text("other\n")
+    s3.misbehave("PUT", "quarantine.jsonl", BUSY, times=2)
+    other.share()
+    assert remote.get("quarantine.jsonl") == b"other\n"
+    with other.new_checkpoint(11) as place:
+        s3.misbehave("PUT", "weights", BUSY, times=3)
+        (place / "weights").write_text("of step 11")
+    assert checkpoint_steps(remote.files()) == [2, 10], "it goes on without the store"
+    claim.release()
+    assert checkpoint_steps(remote.files()) == [2, 10, 11]
+
+
+def test_a_worker_that_was_taken_over_completes_no_checkpoint(first: MirroredRunFolder, remote: ObjectFolder, s3: S3Server) -> None:
+    """Its upload was under way when another group took the run."""
+    claim = first.claim()
+    put = ObjectFolder.put_file
+
+    def taken_over(folder: ObjectFolder, name: str, source: Path) -> int:
+        remote.put(".lock", json.dumps({"host": "elsewhere", "pid": 1, "token": "another"}))
+        return put(folder, name, source)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TakenOverError), first.new_checkpoint(12) as place:
+        (place / "weights").write_text("of step 12")
+        patch.setattr(ObjectFolder, "put_file", taken_over)
+    assert checkpoint_steps(remote.files()) == [2, 10]
+    with pytest.raises(TakenOverError):
+        claim.release()
+
+
 def test_what_is_brought_is_what_is_there_now(other: FollowedRunFolder, remote: ObjectFolder) -> None:
     other.empty()
     assert other.bring("checkpoint-2")
@@ -78,22 +122,25 @@ def test_rows_are_put_before_their_summary_and_nothing_of_a_failed_evaluation(
     other: FollowedRunFolder, remote: ObjectFolder, s3: S3Server
 ) -> None:
     other.empty()
-    with pytest.raises(ValueError, match="the reader"), other.results() as folder:
+    with pytest.raises(ValueError, match="the reader"), other.results(2) as folder:
         (folder / "eval_step2.jsonl").write_text("half\n")
         raise ValueError("the reader")
     assert not [name for name in remote.files() if name.startswith("eval")]
     s3.misbehave("PUT", "eval_step2.jsonl", BUSY, times=2)
+    remote.put("eval_step12.summary.json", "another step's")
+    remote.put("dev/eval_step2.summary.json", "an earlier one's")
     before = len(s3.received)
-    with other.results() as folder:
-        assert not list(folder.iterdir()), "what a failed one left is no result"
+    with other.results(2) as folder:
+        left = [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
+        assert left == ["dev/eval_step2.summary.json"], "its calls count on; what a failed one left is no result"
         (folder / "eval_step2.summary.json").write_text("{}")
         (folder / "eval_step2.jsonl").write_text("{}\n")
-        (folder / "dev").mkdir()
         (folder / "dev" / "eval_step2.jsonl").write_text("{}\n")
     put = [one.object.removeprefix("stairs/runs/a/") for one in s3.received[before:] if one.method == "PUT"]
-    assert put[-1] == "eval_step2.summary.json"
-    assert {"eval_step2.jsonl", "dev/eval_step2.jsonl", "eval_step2.summary.json"} == set(put)
-    assert [name for name in remote.files() if "eval" in name] == ["dev/eval_step2.jsonl", "eval_step2.jsonl", "eval_step2.summary.json"]
+    rows, summaries = {"eval_step2.jsonl", "dev/eval_step2.jsonl"}, {"eval_step2.summary.json", "dev/eval_step2.summary.json"}
+    assert set(put[-2:]) == summaries
+    assert set(put) == rows | summaries
+    assert remote.get("eval_step12.summary.json") == b"another step's"
 
 
 def test_a_store_that_is_away_is_asked_for_a_while(s3: S3Server, remote: ObjectFolder, caplog: pytest.LogCaptureFixture) -> None:
@@ -134,10 +181,15 @@ def test_the_copy_to_read_has_all_but_weights_and_survives_a_store_that_is_away(
     remote.put("status.json", json.dumps({"state": "running"}))
     view.refresh()
     assert not (view.path / "status.json").exists(), "not asked for again within seconds"
-    s3.misbehave("GET", "", BUSY, times=1)
+    for trouble in (BUSY, status(403, "AccessDenied")):  # a refusal may be of a moment too: credentials are renewed
+        s3.misbehave("GET", "", trouble, times=1)
+        view.refresh(at_once=True)
+        assert "what was read of it before" in caplog.messages[-1]
+        assert view.recipe() == {"run": {"name": "a"}}
+        caplog.clear()
+        view._failing = False
     view.refresh(at_once=True)
-    assert "what was read of it before" in caplog.messages[-1]
-    view.refresh(at_once=True)
+    assert view.steps == [2, 10]
     assert json.loads((view.path / "status.json").read_text()) == {"state": "running"}
 
 

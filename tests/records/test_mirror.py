@@ -15,7 +15,8 @@ from s3_server import S3Server, status
 
 from stairstep.records import RunFolder, read_json
 from stairstep.records import mirror as mirrors
-from stairstep.records.mirror import MirroredRunFolder, TakenOverError, copy_to_read
+from stairstep.records.copies import copy_to_read
+from stairstep.records.mirror import MirroredRunFolder, TakenOverError
 from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import InputError, StairstepError, UnreachableError
 

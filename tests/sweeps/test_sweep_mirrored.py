@@ -18,7 +18,8 @@ import yaml
 from s3_server import S3Server, status
 
 from stairstep.records import mirror as mirrors
-from stairstep.records.mirror import TakenOverError, copy_to_read
+from stairstep.records.copies import copy_to_read
+from stairstep.records.mirror import TakenOverError
 from stairstep.records.places import ObjectFolder, place
 from stairstep.settings import InputError, StairstepError, UnreachableError
 from stairstep.sweeps import ALL, SweepFolder, SweepPlan, TrialRecord

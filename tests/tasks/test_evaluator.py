@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,11 +202,9 @@ def test_a_run_that_waits_for_an_evaluation_lives_as_long_as_that_does(trained: 
 # --- of a run in an object store
 
 
-def test_an_evaluator_without_a_folder_in_common_finds_the_same(
-    trained: Callable[..., Any], recipe: MakeRecipe, object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run, its driver and the evaluator each have a copy of their own; only the store has all."""
-    local, beside = trained()
+@pytest.fixture
+def stored(recipe: MakeRecipe, object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A run of one step in a store, its driver's copy, and an evaluator; each on a machine of its own, and only the store has all."""
     monkeypatch.setattr(evaluator, "_LOOK_S", 0.0)
     monkeypatch.setattr(besides, "_LOOK_S", 0.0)
     monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "run"))
@@ -214,34 +212,120 @@ def test_an_evaluator_without_a_folder_in_common_finds_the_same(
     train(replace(made, evaluation=replace(made.evaluation, sets=())), console=False)
     folder = open_placed(made)
     assert isinstance(folder, MirroredRunFolder)
-    remote = folder.remote
-    driver = beside_of(ReadRunFolder(tmp_path / "driver", remote))
+    driver = beside_of(ReadRunFolder(tmp_path / "driver", folder.remote))
     monkeypatch.setenv("STAIRSTEP_CACHE", str(tmp_path / "evaluator"))
     one, plain = Evaluator(), to_plain(made)
     with folder.claim():
-        ours = beside_of(folder)
-        one.evaluate(plain, 1)
-        assert ours.found(1) is None, "nobody wants it yet"
-        assert ours.want(1)
-        driver.folder.refresh(at_once=True)  # type: ignore[attr-defined]
-        assert driver.wanted() == [1]
+        yield SimpleNamespace(
+            folder=folder, ours=beside_of(folder), driver=driver, remote=folder.remote, evaluate=lambda: one.evaluate(plain, 1)
+        )
 
-        driver.withdraw()
-        one.evaluate(plain, 1)
-        assert driver.wanted() == []
-        assert not [name for name in remote.files() if "eval_step" in name or name.startswith("beside/")]
 
-        remote.put("beside/wanted-1", b"")
-        one.evaluate(plain, 1)
-        found = ours.found(1)
-        Evaluator().evaluate(to_plain(local), 1)
-        assert found is not None
-        assert found == beside.found(1)
-        assert ours.open() == []
-        assert remote.get("eval_step1.jsonl") == (beside.folder.path / "eval_step1.jsonl").read_bytes()
-        assert remote.exists("eval_step1.summary.json")
-        assert not remote.exists("beside/wanted-1")
-        monkeypatch.setattr(RetrievalTask, "evaluate", lambda *_: pytest.fail("it is known"))
-        assert ours.want(1)
-        one.evaluate(plain, 1)
+def test_an_evaluator_without_a_folder_in_common_finds_the_same(
+    stored: SimpleNamespace, trained: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, driver, remote = stored.ours, stored.driver, stored.remote
+    stored.evaluate()
+    assert ours.found(1) is None, "nobody wants it yet"
+    assert ours.want(1)
+    driver.renew()
+    assert driver.open() == [1]
+    stored.evaluate()
+    found = ours.found(1)
+    local, beside = trained()
+    Evaluator().evaluate(to_plain(local), 1)
+    assert found is not None
+    assert found == beside.found(1)
+    assert ours.open() == []
+    assert remote.get("eval_step1.jsonl") == (beside.folder.path / "eval_step1.jsonl").read_bytes()
+    assert remote.exists("eval_step1.summary.json")
+    assert [name for name in remote.files() if name.startswith("beside/")] == ["beside/found-1.json"]
+    monkeypatch.setattr(RetrievalTask, "evaluate", lambda *_: pytest.fail("it is known"))
+    assert ours.want(1)
+    stored.evaluate()
     assert remote.exists("beside/found-1.json"), "who goes on from the checkpoint before finds it again"
+
+
+def test_a_wish_that_is_taken_back_does_not_come_back(stored: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does anything that an evaluator writes afterwards."""
+    whole = RetrievalTask.evaluate
+
+    def withdrawn_meanwhile(task: RetrievalTask, step: int) -> EvaluationReport:
+        report = whole(task, step)
+        stored.driver.withdraw()
+        return report
+
+    stored.ours.want(1)
+    monkeypatch.setattr(RetrievalTask, "evaluate", withdrawn_meanwhile)
+    stored.evaluate()
+    assert not [name for name in stored.remote.files() if "eval_step" in name or name.startswith("beside/")]
+    stored.evaluate()
+    assert not [name for name in stored.remote.files() if "eval_step" in name or name.startswith("beside/")]
+
+
+def test_a_wish_that_somebody_else_has_removed_is_put_again(stored: SimpleNamespace) -> None:
+    """A second driver of the same run, which was refused in the end, has taken back what was not its own."""
+    stored.ours.want(1)
+    stored.driver.withdraw()
+    assert stored.ours.found(1) is None
+    stored.folder.share()
+    stored.driver.renew()
+    assert stored.driver.open() == [1]
+
+
+def test_an_evaluator_that_died_between_finding_and_wish_leaves_no_work(stored: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored.ours.want(1)
+    stored.evaluate()
+    stored.remote.put("beside/wanted-1", b"")
+    stored.driver.renew()
+    assert stored.driver.wanted() == [1]
+    assert stored.driver.open() == [], "the pool deals only what is open"
+    (stored.folder.path / "beside" / "wanted-1").touch()  # as a run has it that was pulled from such a store
+    assert stored.ours.found(1) is not None
+    assert stored.ours.want(1)
+    stored.folder.share()
+    assert not stored.remote.exists("beside/wanted-1")
+
+
+def test_a_checkpoint_that_went_with_its_wish_is_no_error(stored: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = evaluator.load_encoder
+
+    def late(*arguments: Any, **more: Any) -> Any:
+        stored.remote.remove(["checkpoint-1/COMPLETE"])
+        stored.driver.withdraw()
+        return load(*arguments, **more)
+
+    monkeypatch.setattr(evaluator, "load_encoder", late)
+    stored.ours.want(1)
+    stored.evaluate()
+    assert not [name for name in stored.remote.files() if "eval_step" in name]
+
+
+def test_a_hanging_evaluator_is_known_by_the_store(stored: SimpleNamespace) -> None:
+    stored.ours.want(1)
+    assert stored.ours.found(1) is None
+    assert not stored.ours.hangs(1)
+    time.sleep(1.1)  # a store's times are whole seconds
+    stored.remote.put("stalled-evaluation-1.txt", "stacks")
+    assert stored.ours.found(1) is None
+    assert stored.ours.hangs(1)
+    time.sleep(1.1)
+    stored.remote.put("beside/alive-1", b"")
+    assert stored.ours.found(1) is None
+    assert not stored.ours.hangs(1)
+
+
+def test_evaluators_of_other_nodes_keep_their_folders(stored: SimpleNamespace, tmp_path: Path) -> None:
+    stored.ours.want(1)
+    stored.evaluate()
+    (ours,) = (tmp_path / "evaluator").glob("runs/*/.evaluators/*")
+    name, _, process = ours.name.rpartition("-")
+    assert process == str(os.getpid())
+    elsewhere, gone = ours.with_name(f"{name.replace('@', '@not-')}-999999999"), ours.with_name(f"{name}-999999999")
+    for one in (elsewhere, gone):
+        one.mkdir()
+    stored.remote.remove(["beside/found-1.json"])
+    stored.remote.put("beside/wanted-1", b"")
+    stored.evaluate()
+    assert elsewhere.exists(), "whether that process lives is not known here"
+    assert not gone.exists()

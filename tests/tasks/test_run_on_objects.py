@@ -16,7 +16,7 @@ from kill_resume import differences
 
 from stairstep.data import WorldSettings
 from stairstep.records import RunFolder, read_json
-from stairstep.records.mirror import copy_to_read
+from stairstep.records.copies import copy_to_read
 from stairstep.records.places import place
 from stairstep.settings import StairstepError, to_yaml
 from stairstep.tasks.comparing import compare_named, named

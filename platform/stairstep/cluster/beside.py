@@ -191,10 +191,12 @@ class EvaluatorPool:
         self._look_at = now + _LOOK_S
         for call in back:
             self._take_back(call, now)
+        if back:
+            self._beside.renew()
         self._lives = self._those.lives()
         leaving = self._those.leaving()
         self._preempted |= {(place, one.number) for place, one in enumerate(self._lives) if one.node in leaving}
-        wanted = self._beside.wanted()
+        wanted = self._beside.open()
         self._metrics.set("open_evaluations", len(wanted))
         self._bound_waiting(wanted, now)
         self._name_hanging()

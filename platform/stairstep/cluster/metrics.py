@@ -24,7 +24,7 @@ from ray.util.metrics import Gauge
 from stairstep.records.pace import WINDOW, pace_of
 from stairstep.records.places import ObjectFolder
 from stairstep.records.reading import Reading
-from stairstep.settings import UnreachableError
+from stairstep.settings import StairstepError
 from stairstep.sweeps import SweepFolder
 from stairstep.training import EVALUATION_WAIT
 
@@ -142,5 +142,5 @@ def _sweep_of(run: Path | ObjectFolder) -> str:
     folder = replace(run, path="/".join(over))
     try:
         return folder.name if folder.exists("sweep.json") else ""
-    except UnreachableError:  # a label is not worth a run
+    except StairstepError:  # a label is not worth a run
         return ""

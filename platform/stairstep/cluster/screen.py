@@ -28,7 +28,7 @@ class _Screen(io.TextIOBase):
         super().__init__()
         self._words, self._terminal = words, terminal
         self._held: list[str] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal, or what is collected as garbage, may write in the midst of a write
         words.show(b"")
 
     def write(self, text: str) -> int:
@@ -41,8 +41,8 @@ class _Screen(io.TextIOBase):
     def flush(self) -> None:
         with self._lock:
             text, self._held = "".join(self._held), []
-            if text:
-                self._words.show(text.encode("utf-8", "replace"))
+        if text:
+            self._words.show(text.encode("utf-8", "replace"))
 
     def isatty(self) -> bool:
         return self._terminal

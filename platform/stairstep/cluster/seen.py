@@ -7,18 +7,20 @@ it claims between two groups of workers as the first worker does while it trains
 from __future__ import annotations
 
 import logging
-import time
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stairstep.records import RunFolder
 from stairstep.records.cache import copy_folder
-from stairstep.records.followed import REFRESH_S, ReadRunFolder, checkpoint_steps
-from stairstep.records.places import ObjectFolder
-from stairstep.settings import InputError, StairstepError, UnreachableError
+from stairstep.records.followed import ReadRunFolder
+from stairstep.records.mirror import MirroredRunFolder
+from stairstep.records.places import PATIENCE_S, ObjectFolder
+from stairstep.settings import StairstepError
 from stairstep.tasks import Recipe
 from stairstep.tasks.opening import open_run
-from stairstep.tasks.placing import open_placed, run_place
+from stairstep.tasks.placing import folder_to_mend, open_placed, run_place
 
 from .work import wait_for_claim
 
@@ -37,51 +39,69 @@ class SeenRun:
         self.view: RunFolder = self.folder
         if isinstance(self.place, ObjectFolder):
             self.view = ReadRunFolder(view or copy_folder("followed", self.place) / self.place.name, self.place)
-        self._steps: tuple[float, list[int]] = float("-inf"), []
+        self._looking: threading.Thread | None = None
 
-    def open(self, recipe: Recipe, patience_s: float) -> None:
-        """Make the folder ready for workers, once those who are about to die there have died."""
+    def open(self, recipe: Recipe, patience_s: float, anew: bool = False) -> None:
+        """Make the folder ready for workers, once those who are about to die there have died. `anew`: as a person has asked just now; a
+        later time a store that cannot be reached is asked for longer, and a stop that was asked for meanwhile stays."""
+        if isinstance(self.folder, MirroredRunFolder):
+            self.folder.patience_s = 0.0 if anew else PATIENCE_S
         with wait_for_claim(self.folder, patience_s):
-            open_run(self.folder, recipe)
+            open_run(self.folder, recipe, anew)
         self.look(at_once=True)
 
     def look(self, at_once: bool = False) -> None:
-        """Have the newest view, every few seconds or `at_once`."""
-        if isinstance(self.view, ReadRunFolder):
-            self.view.refresh(at_once)
+        """Have a new view `at_once`, or begin to make one every few seconds: a store that is away keeps nobody waiting."""
+        if not isinstance(self.view, ReadRunFolder):
+            return
+        if at_once:
+            if self._looking is not None:
+                self._looking.join()
+            self.view.refresh(at_once=True)
+        elif self.view.due and not (self._looking is not None and self._looking.is_alive()):
+            self._looking = threading.Thread(target=self.view.refresh, name="view-of-run", daemon=True)
+            self._looking.start()
 
     def last_step(self) -> int:
-        """The step of the last complete checkpoint, 0 where there is none."""
-        if not isinstance(self.place, ObjectFolder):
-            checkpoints = self.folder.checkpoints()
-            return checkpoints[-1].step if checkpoints else 0
-        if time.monotonic() - self._steps[0] >= REFRESH_S:
-            with suppress(UnreachableError):  # then it is the last that was seen
-                self._steps = time.monotonic(), checkpoint_steps(self.place.files())
-        return self._steps[1][-1] if self._steps[1] else 0
+        """The step of the last complete checkpoint, 0 where there is none; in an object store the last that was seen."""
+        if isinstance(self.view, ReadRunFolder):
+            return self.view.steps[-1] if self.view.steps else 0
+        checkpoints = self.folder.checkpoints()
+        return checkpoints[-1].step if checkpoints else 0
 
     def stop_asked(self) -> bool:
-        """Whether a person has left word, in the run's folder, that it is to stop."""
+        """Whether a person has left word, in the run's folder, that it is to stop; for between two groups of workers."""
+        self.look(at_once=True)
         return (self.view.path / _STOP).exists()
 
     def forget_stop(self) -> None:
         """The run has ended: who asked for that has what was asked for."""
         (self.view.path / _STOP).unlink(missing_ok=True)
         if isinstance(self.place, ObjectFolder):
-            with suppress(StairstepError):  # the next start removes it as well
+            with suppress(StairstepError, OSError):  # the next start removes it as well
                 self.place.remove([_STOP])
 
     def stopped(self) -> int:
         """Say that the run was stopped where no worker could save anything: its last checkpoint stands. Returns its step."""
         step, of = self.last_step(), self.recipe.optim.steps
-        if isinstance(self.place, ObjectFolder):
-            with wait_for_claim(self.folder, _SHORTLY_S):
-                self.folder.set_status("stopped", step, of, message="stopped")
-        else:
+        if not isinstance(self.place, ObjectFolder):
             self.folder.set_status("stopped", step, of, message="stopped")
+            return step
+        try:
+            with self._to_say() as folder:
+                folder.set_status("stopped", step, of, message="stopped")
+        except (StairstepError, OSError) as error:
+            _LOG.warning("%s could not be told that the run was stopped at step %d: %s", self.place, step, error)
         return step
 
     def failed(self, error: Exception) -> None:
-        """Say in the status why the run failed, unless another process is at work on it, or the store is what has failed."""
-        with suppress(InputError, UnreachableError), wait_for_claim(self.folder, _SHORTLY_S):
-            self.folder.set_status("failed", message=str(error) or type(error).__name__)
+        """Say in the status why the run failed, unless another process is at work on it, or the place is what has failed."""
+        with suppress(StairstepError, OSError), self._to_say() as folder:
+            folder.set_status("failed", message=str(error) or type(error).__name__)
+
+    @contextmanager
+    def _to_say(self) -> Iterator[RunFolder]:
+        """The claimed folder, to write the status alone: nobody has to wait for checkpoints."""
+        folder = folder_to_mend(str(self.place)) if isinstance(self.place, ObjectFolder) else self.folder
+        with wait_for_claim(folder, _SHORTLY_S):
+            yield folder

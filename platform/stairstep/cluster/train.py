@@ -66,7 +66,7 @@ def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "", view: P
         recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
     seen = SeenRun(recipe, view)
     with _one_driver(seen) as (storage, unclean):
-        seen.open(recipe, PATIENCE_S if unclean else _SHORTLY_S)
+        seen.open(recipe, PATIENCE_S if unclean else _SHORTLY_S, anew=True)
         recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
         # Ray takes SIGTERM for itself when it starts, so the flag is raised after that.
         with ray_session(recipe.cluster.address) as session, StopFlag() as flag:
@@ -140,7 +140,7 @@ class _Driver:
                 loss = self._loss(error, words.failure())
             finally:
                 words.forget()
-            if self.flag or self.seen.stop_asked():
+            if self.flag or self.seen.stop_asked():  # which has also looked how far the run has come
                 return self._stopped()
             if loss is not None:
                 lost += not loss.preempted

@@ -17,7 +17,7 @@ from typing import Any
 from ray import tune
 
 from stairstep.records import logging_setup
-from stairstep.records.mirror import follow
+from stairstep.records.copies import follow
 from stairstep.records.places import ObjectFolder
 from stairstep.settings import StairstepError, UnreachableError
 from stairstep.sweeps.folder import ALL, SweepFolder, TrialRecord

@@ -59,7 +59,7 @@ class Words:
     def __init__(self, group: str, keys: Keys | None = None) -> None:
         self.group, self._keys = group, keys or RayKeys()
         self._shown = self._seen = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what Ray says meanwhile may be shown as well
 
     # --- the driver's
 
@@ -99,8 +99,8 @@ class Words:
     def show(self, text: bytes) -> None:
         """A piece of the first worker's screen."""
         with self._lock:
-            self._keys.put(self._key(f"shown/{self._shown}."), text)
-            self._shown += 1
+            number, self._shown = self._shown, self._shown + 1
+        self._keys.put(self._key(f"shown/{number}."), text)
 
     def tell_node(self, node: str) -> None:
         """A worker is on this node."""

@@ -24,7 +24,7 @@ from stairstep.records import Claim, RunFolder, logging_setup
 from stairstep.settings import InputError, StairstepError, TrainingError, build, from_plain
 from stairstep.settings import errors as project_errors
 from stairstep.tasks import Recipe
-from stairstep.tasks.placing import run_place
+from stairstep.tasks.placing import run_place, working_copy
 from stairstep.tasks.resolve import have_world
 
 from .metrics import RunMetrics
@@ -61,8 +61,8 @@ def work(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             if isinstance(run, Path):
                 wait_for_folder(run)
-                if workers.rank == 0:
-                    wait_for_claim(RunFolder(run), PATIENCE_S).release()
+            if workers.rank == 0:  # of this machine; a store's own lock is waited for by the driver
+                wait_for_claim(RunFolder.create(working_copy(recipe)), PATIENCE_S).release()
             have_world(recipe)
             words.tell_node(ray.get_runtime_context().get_node_id())
             finished = train(

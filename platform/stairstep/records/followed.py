@@ -10,22 +10,19 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
-from stairstep.settings import UnreachableError
+from stairstep.settings import StairstepError
 
+from .copies import LOCK, fetch, follow, offer
 from .files import COMPLETE
-from .mirror import LOCK, fetch, follow, offer
-from .places import ObjectFolder
+from .folders import remove_folder
+from .places import ObjectFolder, patiently
 from .run_folder import RunFolder, step_of_checkpoint
 
 _LOG = logging.getLogger(__name__)
-_T = TypeVar("_T")
-PATIENCE_S = 600.0
-_AGAIN_S = 5.0
 REFRESH_S = 5.0
 
 
@@ -70,10 +67,15 @@ class FollowedRunFolder(RunFolder):
             return True
         if (self.path / name / COMPLETE).exists():
             return True
+        for left in self.checkpoints():  # one at a time, so that looking back at all of them needs no more room than one
+            remove_folder(left.path)
         below = self.remote / name
         if not below.exists(COMPLETE):
             return False
-        fetch(self.remote, [f"{name}/{one}" for one in below.files()], self.path)
+        try:
+            fetch(self.remote, [f"{name}/{one}" for one in below.files()], self.path)
+        except FileNotFoundError:  # it is being deleted
+            return False
         return True
 
     def offer(self, name: str) -> None:
@@ -81,11 +83,14 @@ class FollowedRunFolder(RunFolder):
         offer(self.remote, self.path, name)
 
     @contextmanager
-    def results(self) -> Iterator[Path]:
-        """A folder to write an evaluation to; its rows are put when the block ends, and its summaries after them."""
+    def results(self, step: int) -> Iterator[Path]:
+        """A folder to write an evaluation to, with the summaries that an earlier one has left, whose calls count on; its rows are put when
+        the block ends, and its summaries after them."""
         place = self.path / ".results"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
+        earlier = [one for one in patiently(self.remote.files) if one.split("/")[-1] == f"eval_step{step}.summary.json"]
+        patiently(lambda: fetch(self.remote, earlier, place))
         yield place
         patiently(lambda: put_results(place, self.remote))
         shutil.rmtree(place)
@@ -100,19 +105,26 @@ class ReadRunFolder(RunFolder):
         self.remote = remote
         self._refreshed = float("-inf")
         self._failing = False
+        self.steps: list[int] = []
+        """The steps whose checkpoints were complete when the copy was made."""
 
     @property
     def where(self) -> str:
         """Its URL."""
         return str(self.remote)
 
+    @property
+    def due(self) -> bool:
+        """Whether the copy is some seconds old."""
+        return time.monotonic() - self._refreshed >= REFRESH_S
+
     def refresh(self, at_once: bool = False) -> None:
         """Make the copy what the store has, every few seconds or `at_once`; a store that cannot be reached is told and asked later."""
-        if not at_once and time.monotonic() - self._refreshed < REFRESH_S:
+        if not at_once and not self.due:
             return
         try:
-            follow(self.remote, self.path)
-        except UnreachableError as error:
+            self.steps = checkpoint_steps(follow(self.remote, self.path))
+        except (StairstepError, OSError) as error:  # a refusal too may be of a moment, such as while credentials are renewed
             if not self._failing:
                 _LOG.warning("%s; what is told of the run meanwhile is what was read of it before", error)
             self._failing = True
@@ -132,18 +144,3 @@ def put_results(folder: Path, remote: ObjectFolder) -> None:
     names = sorted(one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file() and one.name != LOCK)
     for name in sorted(names, key=lambda one: (one.endswith(".summary.json"), one)):
         remote.put_file(name, folder / name)
-
-
-def patiently(act: Callable[[], _T], patience_s: float = PATIENCE_S) -> _T:
-    """Do something with a store, again and again while it cannot be reached, and raise that at the end of the patience."""
-    end, told = time.monotonic() + patience_s, False
-    while True:
-        try:
-            return act()
-        except UnreachableError as error:
-            if time.monotonic() + _AGAIN_S > end:
-                raise
-            if not told:
-                _LOG.warning("%s; it is asked again for up to %.0f minutes", error, patience_s / 60)
-                told = True
-        time.sleep(_AGAIN_S)

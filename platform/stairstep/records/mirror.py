@@ -17,38 +17,29 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from stairstep.settings import InputError, StairstepError
 
-from .cache import copy_folder
 from .claim import Claim
-from .files import COMPLETE, host_name, locked, parse_temporary, process_is_alive, write_atomically
-from .places import ObjectFolder, Stored
+from .copies import AT_THE_END, LOCK, STATUS, checkpoint_of, fetch, is_plain, mapping, offer, turn_of
+from .files import COMPLETE, host_name, parse_temporary, process_is_alive, write_atomically
+from .places import ObjectFolder, Stored, patiently
 from .run_folder import Opening, RunFolder
 from .status import ACTIVE, LOST_S, State
 
 _LOG = logging.getLogger(__name__)
 PUSH_S = 10.0
 WATCH_S = 4 * PUSH_S
-LOCK = ".lock"
 _STOP = "stop"  # an object of a run; a folder of objects of a sweep
-_STATUS = "status.json"
-WANTED = "beside/wanted-"
-"""How the wishes for an evaluation beside training begin (tasks/beside.py)."""
-_AT_THE_END = ("tensorboard", "wandb")  # files that grow, for people
-_CHECKPOINT = re.compile(r"((?:[^/]+/)*checkpoint-\d+)/.+")
-_AT_ONCE = 8
 
 Signature = tuple[int, int]
 
@@ -66,7 +57,7 @@ class Mirror:
         remote: ObjectFolder,
         local: Path,
         what: str = "run",
-        status: str = _STATUS,
+        status: str = STATUS,
         apart: Collection[str] = (),
         checkpoints: bool = True,
     ) -> None:
@@ -89,7 +80,7 @@ class Mirror:
         self._check_ours()
 
     def _holder(self) -> dict[str, Any]:
-        return _mapping(self.remote.get(LOCK))
+        return mapping(self.remote.get(LOCK))
 
     def _watch(self, who: str, watch_s: float) -> None:
         first = self._heartbeat()
@@ -108,7 +99,7 @@ class Mirror:
 
     def _heartbeat(self) -> float | None:
         """When whoever works on it last said so, or None if nobody does."""
-        status = _mapping(self.remote.get(self.status))
+        status = mapping(self.remote.get(self.status))
         return float(status.get("heartbeat", 0.0)) if status.get("state") in ACTIVE else None
 
     def _check_ours(self) -> None:
@@ -131,7 +122,7 @@ class Mirror:
         for path in self.local.iterdir():
             if path.name != LOCK and path.name not in self.apart:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        whole = [name for name in listed if _folder_of(name) not in torn]
+        whole = [name for name in listed if checkpoint_of(name) not in torn]
         fetch(self.remote, whole, self.local)
         here = self._here(last=True)
         self._known = {name: here.get(name) for name in listed}
@@ -147,13 +138,13 @@ class Mirror:
                 found |= {f"{folder}/{name}": stored for name, stored in (self.remote / folder).files().items()}
         else:
             found = self.remote.files()
-        return {name: stored for name, stored in found.items() if _is_plain(name) and (self.checkpoints or not _folder_of(name))}
+        return {name: stored for name, stored in found.items() if is_plain(name) and (self.checkpoints or not checkpoint_of(name))}
 
     def _torn(self, listed: Mapping[str, Stored]) -> set[str]:
         torn = set()
-        for folder in {one for name in listed if (one := _folder_of(name))}:
+        for folder in {one for name in listed if (one := checkpoint_of(name))}:
             marker = f"{folder}/{COMPLETE}"
-            sizes = _mapping(self.remote.get(marker)).get("files") if marker in listed else None
+            sizes = mapping(self.remote.get(marker)).get("files") if marker in listed else None
             if not isinstance(sizes, dict) or any(
                 (stored := listed.get(f"{folder}/{name}")) is None or stored.size != size for name, size in sizes.items()
             ):
@@ -189,22 +180,34 @@ class Mirror:
             self._check_ours()
             self._hear()
             here = self._here(last)
-            gone = [name for name in self._known if name not in here and (last or not name.startswith(_AT_THE_END))]
+            gone = [name for name in self._known if name not in here and (last or not name.startswith(AT_THE_END))]
             changed = [name for name, signature in here.items() if self._known.get(name) != signature]
             if "recipe.yaml" in changed:  # it begins: nothing of another one may seem to be of it
                 self._remove(gone)
                 gone = []
-            for name in sorted(set(changed) - {self.status}, key=lambda one: (_turn(one), one)):
+            told = time.monotonic()
+            for name in sorted(set(changed) - {self.status}, key=lambda one: (turn_of(one), one)):
+                if name.endswith(f"/{COMPLETE}"):
+                    self._check_ours()  # what was put before it may have taken minutes
                 self._put(name, here[name])
+                if time.monotonic() - told > PUSH_S and self.status in self._known and self.status in here:
+                    self._still_here()
+                    told = time.monotonic()
             self._remove(gone)
             if self.status in changed:
                 self._put(self.status, here[self.status])
+
+    def _still_here(self) -> None:
+        """Say in the midst of much that is put that its owner lives; the file itself is put at the end."""
+        status = mapping((self.local / self.status).read_bytes())
+        self.remote.put(self.status, json.dumps({**status, "heartbeat": time.time()}))
+        self._known[self.status] = None
 
     def _hear(self) -> None:
         """Bring what asks for a stop and was put by a person."""
         below = self.local / _STOP
         if below.is_dir():
-            asked = [f"{_STOP}/{name}" for name in (self.remote / _STOP).files(deep=False) if _is_plain(name)]
+            asked = [f"{_STOP}/{name}" for name in (self.remote / _STOP).files(deep=False) if is_plain(name)]
         else:
             asked = [_STOP] if _STOP not in self._known and self.remote.exists(_STOP) else []
         for name in set(asked) - set(self._known):
@@ -215,7 +218,7 @@ class Mirror:
             self._known[name] = (stat.st_size, stat.st_mtime_ns)
 
     def _put(self, name: str, signature: Signature) -> None:
-        folder = _folder_of(name)
+        folder = checkpoint_of(name)
         marker = f"{folder}/{COMPLETE}"
         if folder and name != marker and marker in self._known:  # it is replaced by another one
             self._remove([marker])
@@ -226,7 +229,7 @@ class Mirror:
         self._known[name] = signature
 
     def _remove(self, names: Iterable[str]) -> None:
-        for name in sorted(names, key=lambda one: (-_turn(one), one)):
+        for name in sorted(names, key=lambda one: (-turn_of(one), one)):
             self.remote.remove([name])
             self._known.pop(name, None)
 
@@ -238,7 +241,7 @@ class Mirror:
         for path in (one for top in tops for one in (top, *top.rglob("*"))):
             parts = path.relative_to(self.local).parts
             name = "/".join(parts)
-            if name == LOCK or any(map(parse_temporary, parts)) or (parts[0] in _AT_THE_END and not last):
+            if name == LOCK or any(map(parse_temporary, parts)) or (parts[0] in AT_THE_END and not last):
                 continue
             try:
                 stat = path.stat()
@@ -252,12 +255,13 @@ class Mirror:
 class MirroredClaim(Claim):
     """The right to write the copy and the store."""
 
-    def __init__(self, folder: Path, mirror: Mirror, watch_s: float) -> None:
+    def __init__(self, folder: Path, mirror: Mirror, watch_s: float, patience_s: float = 0.0) -> None:
+        """`patience_s`: for how long a store that cannot be reached is asked again."""
         super().__init__(folder)
-        self._mirror = mirror
+        self._mirror, self._patience_s = mirror, patience_s
         try:
-            mirror.take(watch_s)
-            mirror.pull()
+            patiently(lambda: mirror.take(watch_s), patience_s)
+            patiently(mirror.pull, patience_s)
         except BaseException:
             super().release()
             raise
@@ -268,7 +272,7 @@ class MirroredClaim(Claim):
             return
         failed_before = sys.exc_info()[1] is not None
         try:
-            self._mirror.release()
+            patiently(self._mirror.release, self._patience_s)
         except StairstepError as error:
             lacks = f"The store lacks what the {self._mirror.what} has left since its last push"
             told = f"{error}. {lacks}; the same command goes on from what is there"
@@ -280,11 +284,12 @@ class MirroredClaim(Claim):
 
 
 class MirroredRunFolder(RunFolder):
-    """A run folder whose truth lies in an object store; `checkpoints`: whether the copy is to have them."""
+    """A run folder whose truth lies in an object store; `checkpoints`: whether the copy is to have them; `patience_s`: for how long a
+    store that cannot be reached is asked again when the run begins and when it ends."""
 
-    def __init__(self, path: str | Path, remote: ObjectFolder, checkpoints: bool = True) -> None:
+    def __init__(self, path: str | Path, remote: ObjectFolder, checkpoints: bool = True, patience_s: float = 0.0) -> None:
         super().__init__(path)
-        self.remote = remote
+        self.remote, self.patience_s = remote, patience_s
         self.mirror = Mirror(remote, self.path, checkpoints=checkpoints)
 
     @property
@@ -294,7 +299,7 @@ class MirroredRunFolder(RunFolder):
 
     def claim(self, watch_s: float = WATCH_S) -> Claim:
         """The right to write here and there; the copy is then what the store has."""
-        self._claim = MirroredClaim(self.path, self.mirror, watch_s)
+        self._claim = MirroredClaim(self.path, self.mirror, watch_s, self.patience_s)
         return self._claim
 
     def open_for(
@@ -309,7 +314,7 @@ class MirroredRunFolder(RunFolder):
         except InputError as error:  # what is wrong is wrong in the store, and not in the copy of it
             raise InputError(str(error).replace(str(self.path), self.where)) from error
         if opening.state != "finished":
-            self.mirror.put_all()
+            patiently(self.mirror.put_all, self.patience_s)
         return opening
 
     def set_status(self, state: State, step: int | None = None, of: int | None = None, message: str = "") -> None:
@@ -324,7 +329,7 @@ class MirroredRunFolder(RunFolder):
 
     def share(self) -> None:
         """Put what the store lacks, or raise."""
-        self.mirror.put_all()
+        patiently(self.mirror.put_all)
 
     def offer(self, name: str) -> None:
         """Put a file at once, from whatever thread: a run that has stalled puts nothing else."""
@@ -336,108 +341,3 @@ class MirroredRunFolder(RunFolder):
         with super().new_checkpoint(step) as place:
             yield place
         self.mirror.push()
-
-
-def fetch(remote: ObjectFolder, names: Iterable[str], folder: Path) -> None:
-    """Copy objects to a folder, markers of complete folders last."""
-    wanted = sorted(names)
-
-    def one(name: str) -> None:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remote.get_file(name, target)
-
-    with ThreadPoolExecutor(_AT_ONCE, "fetch") as pool:
-        list(pool.map(one, (name for name in wanted if not name.endswith(f"/{COMPLETE}"))))
-        list(pool.map(one, (name for name in wanted if name.endswith(f"/{COMPLETE}"))))
-
-
-def offer(remote: ObjectFolder, folder: Path, name: str) -> None:
-    """Put a file, for people; one that cannot be put is told and let be."""
-    try:
-        remote.put_file(name, folder / name)
-    except (StairstepError, OSError) as error:
-        _LOG.warning("%s could not be put into the store: %s", folder / name, error)
-
-
-def copy_to_read(remote: ObjectFolder) -> Path:
-    """A copy of a run, a sweep or an evaluation, or of those directly in a folder, for whoever reads them: all but checkpoints and
-    trackers' files, and only what has changed since the last copy."""
-    folder = copy_folder("read", remote) / remote.name
-    folder.mkdir(exist_ok=True)
-    with locked(folder.parent / LOCK):
-        if remote.exists("recipe.yaml") or any(name.endswith(".summary.json") for name in remote.files(deep=False)):
-            follow(remote, folder)
-            return folder
-        there = [name for name in remote.folders() if (remote / name).exists("recipe.yaml")]
-        if not there:
-            expected = "expected the URL of a run or a sweep (it has a recipe.yaml), or of a folder of them"
-            raise InputError(f"{remote}: no run and no sweep is here; {expected}")
-        for path in folder.iterdir():
-            if path.name not in there:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for name in there:
-            follow(remote / name, folder / name)
-    return folder
-
-
-def follow(remote: ObjectFolder, folder: Path) -> None:
-    """Make a folder what the store has of runs, evaluations or a sweep now, less checkpoints and trackers' files; what is unchanged
-    stays."""
-    listed = {
-        name: stored
-        for name, stored in remote.files().items()
-        if _is_plain(name) and not _folder_of(name) and not set(name.split("/")) & set(_AT_THE_END)
-    }
-    wanted = {one.as_posix() for name in listed for one in (PurePosixPath(name), *PurePosixPath(name).parents)}
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
-        if path.relative_to(folder).as_posix() not in wanted:
-            path.rmdir() if path.is_dir() else path.unlink()
-    here = {name: folder / name for name in listed if (folder / name).is_file()}
-    had = {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in here.items()}
-    changed = [name for name, stored in listed.items() if had.get(name) != (stored.size, stored.time_ns)]
-
-    def one(name: str) -> None:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        data = remote.get(name)  # of one moment: what grows or is replaced meanwhile is read whole
-        if data is not None:
-            write_atomically(target, data, durable=False)
-            os.utime(target, ns=(listed[name].time_ns, listed[name].time_ns))
-
-    with ThreadPoolExecutor(_AT_ONCE, "follow") as pool:
-        for turn in sorted(set(map(_turn, changed))):
-            list(pool.map(one, (name for name in changed if _turn(name) == turn)))
-
-
-def _turn(name: str) -> int:
-    """When an object is put: what it relies upon comes before it."""
-    if name == "recipe.yaml":
-        return 0
-    if name in (_STATUS, "sweep.json"):
-        return 5
-    if _folder_of(name):
-        return 4 if name.endswith(f"/{COMPLETE}") else 3
-    if name.startswith(WANTED):
-        return 5  # who sees that a checkpoint is to be evaluated finds it
-    return 2 if name.endswith(".summary.json") or name.startswith("trials/") else 1
-
-
-def _folder_of(name: str) -> str:
-    """The checkpoint that an object belongs to; empty for any other."""
-    found = _CHECKPOINT.fullmatch(name)
-    return found[1] if found else ""
-
-
-def _is_plain(name: str) -> bool:
-    """Whether an object's name is one of a file in a run folder; others are let alone."""
-    parts = name.split("/")
-    return parts[-1] != LOCK and all(part not in ("", ".", "..") and parse_temporary(part) is None for part in parts)
-
-
-def _mapping(data: bytes | None) -> dict[str, Any]:
-    try:
-        plain = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return plain if isinstance(plain, dict) else {}

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from stairstep.settings import InputError, SettingError, StairstepError, UnreachableError
@@ -31,6 +33,11 @@ SCHEMES = {"s3": ("endpoint_override", "region", "scheme"), "gs": ("endpoint_ove
 _SECRET = re.compile(r"key|secret|token|password|credential|signature", re.IGNORECASE)
 _PIECE = 64 << 20  # bytes that are read or written at once
 _ATTEMPTS = "8"
+PATIENCE_S = 600.0
+"""For how long a store that cannot be reached is asked again where hours of work are at stake."""
+_AGAIN_S = 5.0
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "PERMISSION_DENIED", "UNAUTHENTICATED", "EXPIRED_TOKEN")
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine",
@@ -270,6 +277,21 @@ class ObjectFolder:
             raise UnreachableError(
                 f"{where}: the object store did not do it: {text}; see whether it can be reached, and try again"
             ) from error
+
+
+def patiently(act: Callable[[], _T], patience_s: float = PATIENCE_S) -> _T:
+    """Do something with a store, again and again while it cannot be reached, and raise that at the end of the patience."""
+    end, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            return act()
+        except UnreachableError as error:
+            if time.monotonic() + _AGAIN_S > end:
+                raise
+            if not told:
+                _LOG.warning("%s; it is asked again for up to %.0f minutes", error, patience_s / 60)
+                told = True
+        time.sleep(_AGAIN_S)
 
 
 @functools.cache

@@ -259,8 +259,8 @@ class RunFolder:
         """Have people see a file that was written just now; nothing to do where all have one folder."""
 
     @contextmanager
-    def results(self) -> Iterator[Path]:
-        """A folder to write the rows and summaries of an evaluation to; they are this run's when the block ends."""
+    def results(self, step: int) -> Iterator[Path]:
+        """A folder to write the rows and summaries of a step's evaluation to; they are this run's when the block ends."""
         yield self.path
 
     @contextmanager

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stairstep.records.cache import copy_folder
-from stairstep.records.mirror import WATCH_S, Mirror, MirroredClaim, follow
+from stairstep.records.copies import follow
+from stairstep.records.mirror import WATCH_S, Mirror, MirroredClaim
 from stairstep.records.places import ObjectFolder
 from stairstep.records.status import HEARTBEAT_S, StatusFile
 from stairstep.settings import InputError

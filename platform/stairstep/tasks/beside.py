@@ -43,6 +43,7 @@ class Beside:
     def want(self, step: int) -> bool:
         """Ask for a step's evaluation unless it is known; false where there is no checkpoint to evaluate."""
         if self._found(step).exists():
+            self._wanted(step).unlink(missing_ok=True)  # of an evaluator that died between the two
             return True
         if not self.folder.checkpoint_path(step).is_dir():
             _LOG.warning("step %d: its checkpoint was deleted before it was evaluated; it is not evaluated", step)
@@ -83,7 +84,11 @@ class Beside:
     def hangs(self, step: int) -> bool:
         """Whether a step's evaluator has left its stacks and has not got on since."""
         left = _changed(self.stacks(step))
-        return left is not None and all(left >= (_changed(one) or 0.0) for one in (self._wanted(step), self.folder.path / READING))
+        signs = (self._wanted(step), self._sign(step), self.folder.path / READING)
+        return left is not None and all(left >= (_changed(one) or 0.0) for one in signs)
+
+    def renew(self) -> None:
+        """Have the newest wishes and findings, where this is a copy of them."""
 
     def write(self, step: int, found: Found) -> None:
         """Tell what was found; last of all the wish is taken back."""
@@ -99,6 +104,10 @@ class Beside:
 
     def _wanted(self, step: int) -> Path:
         return self._place / f"wanted-{step}"
+
+    def _sign(self, step: int) -> Path:
+        """The sign of life of an evaluator that cannot touch the wish itself (besides.py)."""
+        return self._place / f"alive-{step}"
 
     def _found(self, step: int) -> Path:
         return self._place / f"found-{step}.json"

@@ -15,7 +15,7 @@ from typing import Any
 from stairstep.evaluation.comparison import Compared, Comparison, compare_family
 from stairstep.evaluation.evaluated import Side, read_evaluated
 from stairstep.records import RunFolder
-from stairstep.records.mirror import copy_to_read
+from stairstep.records.copies import copy_to_read
 from stairstep.records.places import ObjectFolder
 from stairstep.records.resume import check_same_recipe
 from stairstep.settings import InputError, to_plain

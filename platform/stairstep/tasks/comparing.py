@@ -16,7 +16,7 @@ from stairstep.evaluation.comparison import Compared, check_same_questions, comp
 from stairstep.evaluation.evaluated import Evaluated, Side, read_evaluated, steps_evaluated
 from stairstep.evaluation.peaks import peak_of_run
 from stairstep.records import RunFolder
-from stairstep.records.mirror import copy_to_read
+from stairstep.records.copies import copy_to_read
 from stairstep.records.places import ObjectFolder, is_url, place
 from stairstep.records.resume import differences
 from stairstep.settings import InputError

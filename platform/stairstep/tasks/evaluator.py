@@ -7,6 +7,7 @@ A run may take its wish back at any time: then nothing more is asked for it, and
 from __future__ import annotations
 
 import gc
+import glob
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ from stairstep.models.load import load_encoder
 from stairstep.models.settings import ModelSettings
 from stairstep.objectives import Alone
 from stairstep.records import RunFolder
-from stairstep.records.files import process_is_alive
+from stairstep.records.files import host_name, process_is_alive
 from stairstep.records.followed import FollowedRunFolder
 from stairstep.records.places import ObjectFolder
 from stairstep.records.reading import READING, Reading
@@ -95,6 +96,8 @@ class Evaluator:
         task = self._task(recipe, folder)
         checkpoint = folder.checkpoint_path(step)
         if not folder.bring(checkpoint.name):
+            if not beside.wants(step):
+                raise _Withdrawn  # while the model was loaded
             raise InputError(f"{folder.where}: the checkpoint of step {step}, which is to be evaluated, is not there")
         task.load(checkpoint)
         watch.beat()
@@ -102,8 +105,10 @@ class Evaluator:
         report = task.evaluate(step)
         if not beside.wants(step):
             raise _Withdrawn
-        with folder.results() as place:
+        with folder.results(step) as place:
             notes = task.write_results(place, step)
+        if not beside.wants(step):  # a store may have kept the rows waiting
+            raise _Withdrawn
         beside.write(step, Found(report.metrics, report.selection, tuple(notes)))
 
     def _task(self, recipe: Recipe, folder: RunFolder) -> RetrievalTask:
@@ -124,10 +129,11 @@ class Evaluator:
         if not isinstance(remote, ObjectFolder):
             return RunFolder(remote)
         parent = local_root(recipe) / ".evaluators"
-        for left in parent.glob("*-*"):  # of evaluators that were killed
-            if not process_is_alive(int(left.name.rpartition("-")[2])):
+        ours = f"{remote.name}@{host_name()}-"  # a cache may be of several nodes
+        for left in parent.glob(f"{glob.escape(ours)}*"):  # of evaluators that were killed
+            if not process_is_alive(int(left.name.removeprefix(ours))):
                 shutil.rmtree(left, ignore_errors=True)
-        folder = FollowedRunFolder(parent / f"{remote.name}-{os.getpid()}", remote)
+        folder = FollowedRunFolder(parent / f"{ours}{os.getpid()}", remote)
         folder.empty()
         return folder
 

@@ -26,10 +26,12 @@ class Finished:
     place: Path | ObjectFolder | None = None  # where it lies for everybody, if `folder` is a copy of it
 
 
-def open_run(folder: RunFolder, recipe: Recipe) -> int:
-    """Make a claimed folder ready for this recipe's run, new or going on, or refuse; returns the step that it goes on from."""
+def open_run(folder: RunFolder, recipe: Recipe, asked_anew: bool = True) -> int:
+    """Make a claimed folder ready for this recipe's run, new or going on, or refuse; returns the step that it goes on from.
+
+    `asked_anew`: by a person just now, who wants no stop that was asked for before."""
     resume = recipe.run.resume
-    if resume == "auto" and _nothing_done(folder):
+    if asked_anew and resume == "auto" and _nothing_done(folder):
         resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
     opening = folder.open_for(to_plain(recipe), resume, _completed)
     if opening.state == "finished":
@@ -37,7 +39,8 @@ def open_run(folder: RunFolder, recipe: Recipe) -> int:
             f"{folder.where}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
             "to delete it and start anew"
         )
-    (folder.path / "stop").unlink(missing_ok=True)
+    if asked_anew:
+        (folder.path / "stop").unlink(missing_ok=True)
     folder.set_status("preparing", opening.from_step, recipe.optim.steps)
     return opening.from_step
 

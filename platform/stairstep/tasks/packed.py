@@ -9,10 +9,12 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stairstep.data import Roots, resolve_inside, roots_of
+from stairstep.records.files import locked
 from stairstep.settings import DataError
 from stairstep.tiles import Archives, index_archives, kept_index
 
@@ -32,10 +34,19 @@ def open_archives(recipe: Recipe, alive: Callable[[], None] = lambda: None) -> A
     for pattern in unmatched:
         _LOG.info("data.archives: no file matches '%s'; its tiles are taken to be unpacked", pattern)
     distinct = list(dict.fromkeys(archive for archive, _ in packed))
-    indices = dict(zip(distinct, index_archives(distinct, index_folder(recipe), alive), strict=True))
+    folder = index_folder(recipe)
+    with _one_at_a_time(folder) if not_indexed(recipe) else nullcontext():  # of a machine's processes one indexes, the others find it
+        indices = dict(zip(distinct, index_archives(distinct, folder, alive), strict=True))
     archives = Archives([(indices[archive], folder) for archive, folder in packed], unmatched)
     _LOG.info("%d archives hold %d files", len(distinct), len(archives))
     return archives
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        yield
 
 
 def index_folder(recipe: Recipe) -> Path:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from stairstep.records import RunFolder
 from stairstep.records.cache import copy_folder
+from stairstep.records.copies import fetch
 from stairstep.records.followed import FollowedRunFolder
-from stairstep.records.mirror import MirroredRunFolder, fetch
+from stairstep.records.mirror import MirroredRunFolder
 from stairstep.records.places import ObjectFolder, below, place
 from stairstep.settings import InputError
 
@@ -32,17 +33,23 @@ def run_place(recipe: Recipe) -> Path | ObjectFolder:
     return below(recipe.run.root, recipe.run.name)
 
 
-def open_placed(recipe: Recipe, rank: int = 0) -> RunFolder:
-    """The folder of the recipe's run as this worker has it; the first one makes it, and writes it."""
+def working_copy(recipe: Recipe) -> Path:
+    """The folder on this machine in which the first worker writes the recipe's run: the run folder itself, or a copy of it."""
+    place = run_place(recipe)
+    return local_root(recipe) / place.name if isinstance(place, ObjectFolder) else place
+
+
+def open_placed(recipe: Recipe, rank: int = 0, patience_s: float = 0.0) -> RunFolder:
+    """The folder of the recipe's run as this worker has it; the first one makes it, and writes it. `patience_s`: for how long a store that
+    cannot be reached is asked again by that one."""
     remote = run_place(recipe)
     if not isinstance(remote, ObjectFolder):
         return RunFolder(remote) if rank else RunFolder.create(remote)
     if rank:
         return FollowedRunFolder(local_root(recipe) / ".workers" / f"{remote.name}-{rank}", remote)
-    path = local_root(recipe) / remote.name
-    RunFolder.create(path)
+    path = RunFolder.create(working_copy(recipe)).path
     _LOG.info("%s is worked on in %s", remote, path)
-    return MirroredRunFolder(path, remote)
+    return MirroredRunFolder(path, remote, patience_s=patience_s)
 
 
 def checkpoint_here(text: str | Path) -> Path:

@@ -87,8 +87,10 @@ def have_world(recipe: Recipe) -> None:
     if world is None or not is_url(recipe.run.root):
         return
     name = world_name(world)
-    pairs, texts = (*recipe.data.train, *recipe.data.validation), recipe.data.text
-    paths = (*recipe.data.roots, *(one.path for one in pairs), *(one.path for one in texts))
+    data, sets = recipe.data, recipe.evaluation.sets
+    pairs, texts = (*data.train, *data.validation), data.text
+    paths = [*data.roots, *(one.path for one in pairs), *(one.path for one in texts), *(one.path for one in data.archives)]
+    paths += [one for found in sets for one in (found.path, found.tiles_dir or "")]
     for parent in {Path(path[: path.index(name)]) for path in paths if name in path}:
         ensure_world(world, parent)
 

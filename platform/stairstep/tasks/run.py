@@ -24,6 +24,7 @@ from stairstep.models.load import load_encoder
 from stairstep.objectives import Alone, Collective
 from stairstep.records import NoTracker, Progress, RunFolder, Tracker, is_volatile, open_trackers, write_json
 from stairstep.records.gpu import gpu_use, shown_gpu
+from stairstep.records.places import PATIENCE_S
 from stairstep.records.reading import Reading, shown_reading
 from stairstep.records.stalls import StallWatch, stall_path
 from stairstep.settings import InputError, RecipeError, to_plain
@@ -144,7 +145,7 @@ class RunJournal:
     def recall(self, step: int) -> bool:
         """The weights of a step, as its checkpoint has them."""
         place = self.folder.checkpoint_path(step)
-        if self.first:
+        if self.first and self.collective.size > 1:
             self.folder.share()
         self.collective.barrier()
         if not self.folder.bring(place.name):
@@ -244,11 +245,11 @@ def train(
     workers = collective or Alone()
     compute_with(recipe.run.threads)
     first = workers.rank == 0
-    folder = open_placed(recipe, workers.rank)
+    folder = open_placed(recipe, workers.rank, PATIENCE_S if collective is not None else 0.0)  # a person who is there is told at once
     claim = folder.claim() if first else None
     try:
         if first:
-            folder.write_environment(from_step=open_run(folder, recipe))
+            folder.write_environment(from_step=open_run(folder, recipe, asked_anew=collective is None))
         workers.barrier()
         if not first:
             folder.catch_up()
@@ -346,7 +347,7 @@ def _retrieval_task(recipe: Recipe, collective: Collective, folder: RunFolder) -
     rows, reader = load_rows(recipe, archives), tile_reader(recipe, archives)
     encoder = load_encoder(recipe.model, device_of(recipe), trainable=True, seed=recipe.run.seed)
     begun = bool(folder.checkpoints())
-    shared = folder.share if collective.rank == 0 else partial(folder.bring, QUARANTINE)
+    shared: Callable[[], object] = partial(folder.bring, QUARANTINE) if collective.rank else folder.share
     rows = check_tiles(rows, recipe, reader, folder.path / QUARANTINE, collective, begun, folder.heartbeat, shared)
     store = open_store(recipe.evaluation, recipe.run.root) if collective.rank == 0 else None
     return RetrievalTask(recipe, encoder, rows, reader, collective, store)

@@ -68,7 +68,8 @@ def check_tiles(
             bad = _as_begun(bad, read_quarantine(quarantine))
         _write(quarantine, bad)
         _judge(bad, recipe.data.max_quarantined, quarantine)
-        shared()
+        if workers.size > 1:
+            shared()
     workers.barrier()
     if workers.rank != 0:
         shared()
