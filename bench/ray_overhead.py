@@ -1,15 +1,15 @@
 """What Ray Train adds to a step: the same training in one process without Ray and as one worker of Ray Train, taking turns by the second.
 
-python bench/ray_overhead.py                                 200 steps of either side in 4 rounds, some ten minutes on a quiet machine
+python bench/ray_overhead.py                                 200 steps of each side in 4 rounds, some fifteen minutes on a quiet machine
 python bench/ray_overhead.py --steps 40 --rounds 1           a look
 
-Both sides are `python -m jobs.train recipes/tinywiki.yaml` with the same overrides, one thread and one process that trains: cluster.workers
-is 0 or 1. There are no evaluations and no checkpoints but the last. In a round both are started and then halted and let go in turns of a
+All sides are `python -m jobs.train recipes/tinywiki.yaml` with the same overrides, one thread and one process that trains: cluster.workers
+is 0 or 1. There are no evaluations and no checkpoints but the last. In a round all are started and then halted and let go in turns of a
 few seconds, each with all its processes, Ray's included: the speed of a virtual machine changes within a minute by more than is to be
-measured here, but both sides then meet the same. The process that trains has the first core on either side, and whatever else belongs to
-a side the others, as on a node that has cores to spare for Ray; how much of a core Ray's own processes and our driver take is told as well
-(where "cores" are threads of one core, that much is taken from the one that trains). What counts is the wall time from the end of a step to
-the end of the next, as
+measured here, but all sides then meet the same. The process that trains has the first core, and whatever else belongs to a side the others,
+as on a node that has cores to spare for Ray. Where "cores" are threads of one core, what Ray's own processes and our driver take is taken
+from the one that trains: so a third side is the bare loop beside a process that does nothing for as much of a core, round by round what
+Ray's took in the round before (in the first one: a tenth). What counts is the wall time from the end of a step to the end of the next, as
 metrics.jsonl has it (in milliseconds), where both ends lie in one turn; so the log, the heartbeat, the agreement on stopping and whatever
 Ray does beside them are in it. Step n computes the same on both sides (the losses are compared) and is compared with itself: the ratio is
 the geometric mean, over rounds, of the median over steps; its interval is the bootstrap's, over rounds and over runs of steps within them.
@@ -25,8 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,16 @@ DROPPED = 5  # steps at the beginning of a run
 TURN_S = 4.0
 TRAINER = "ray::RayTrainWorker"  # its title; without Ray the job itself trains
 TOGETHER = 5  # steps that the bootstrap draws together: neighbours share the machine's mood
-SIDES = {"bare": 0, "ray": 1}  # cluster.workers
+SIDES = {"bare": 0, "ray": 1, "loaded": 0}  # cluster.workers
+FIRST_LOAD = 0.1
+IDLER = """
+import sys, time
+while True:
+    end = time.perf_counter() + 0.02 * float(sys.argv[1])
+    while time.perf_counter() < end:
+        pass
+    time.sleep(0.02 * (1 - float(sys.argv[1])))
+"""
 DRAWS = 2000
 WHAT = (
     "data.world.articles=60",
@@ -58,12 +67,15 @@ WHAT = (
     "run.threads=1",
 )
 Turn = tuple[float, float]
+Ratio = tuple[float, float, float]
 
 
 class Side:
     """One run in processes of its own, which can be halted and let go, and the turns that it had."""
 
-    def __init__(self, root: Path, name: str, side: str, steps: int) -> None:
+    def __init__(self, root: Path, name: str, side: str, steps: int, load: float = 0.0) -> None:
+        """`load`: how much of a core a process beside it takes in its turns."""
+        self.load = load
         self.log, self.said = MetricLog(root / name / "metrics.jsonl"), root / f"{name}.txt"
         self.turns: list[Turn] = []
         self.others_s = 0.0  # CPU seconds that its processes but the one that trains took in its turns
@@ -102,8 +114,9 @@ class Side:
         before = self._others()
         start = time.time()
         self._each("resume")
-        while not self.over() and time.time() < start + TURN_S:
-            time.sleep(0.05)
+        with beside(self.load):
+            while not self.over() and time.time() < start + TURN_S:
+                time.sleep(0.05)
         self.turns.append((start, time.time()))
         self.halt()
         self.others_s += sum(took - before.get(one, 0.0) for one, took in self._others().items())
@@ -155,13 +168,28 @@ class Side:
             time.sleep(0.2)
 
 
-def round_of(root: Path, number: int, steps: int) -> dict[str, Side]:
-    """Both sides to their ends, in turns."""
+@contextmanager
+def beside(load: float) -> Iterator[None]:
+    """A process that does nothing for that share of a core; none where it is 0."""
+    if not load:
+        yield
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    with subprocess.Popen([sys.executable, "-c", IDLER, str(load)]) as idler:
+        os.sched_setaffinity(idler.pid, cores[1:] or cores)
+        try:
+            yield
+        finally:
+            idler.kill()
+
+
+def round_of(root: Path, number: int, steps: int, load: float) -> dict[str, Side]:
+    """All sides to their ends, in turns."""
     order = list(SIDES) if number % 2 == 0 else list(SIDES)[::-1]
     sides: dict[str, Side] = {}
     try:
         for side in order:
-            sides[side] = Side(root, f"{side}-{number}", side, steps)
+            sides[side] = Side(root, f"{side}-{number}", side, steps, load if side == "loaded" else 0.0)
             if sides[side].begun():
                 sides[side].halt()
         while not any(one.over() for one in sides.values()):
@@ -182,8 +210,8 @@ def intervals(rows: Sequence[Mapping[str, Any]], turns: Sequence[Turn]) -> dict[
     return found
 
 
-def ratio_of(rounds: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float, float]:
-    """Ray's time over the bare loop's with its 95 % interval, from the logarithms of the steps' ratios in each round."""
+def ratio_of(rounds: Sequence[np.ndarray], seed: int = 0) -> Ratio:
+    """A side's time over the bare loop's with its 95 % interval, from the logarithms of the steps' ratios in each round."""
     chance = np.random.default_rng(seed)
     drawn = []
     for _ in range(DRAWS):
@@ -197,56 +225,76 @@ def ratio_of(rounds: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float,
     return float(np.exp(np.mean([np.median(one) for one in rounds]))), float(np.exp(low)), float(np.exp(high))
 
 
+def shown(ratio: Ratio) -> str:
+    """A ratio with its interval."""
+    return "{:.3f} [{:.3f} {:.3f}]".format(*ratio)
+
+
+class Measured:
+    """What the rounds have found by now."""
+
+    def __init__(self) -> None:
+        self.seconds: list[dict[str, dict[int, float]]] = []  # a round, a side, a step
+        self.logs: dict[str, list[np.ndarray]] = {side: [] for side in SIDES if side != "bare"}
+        self.losses: list[list[float]] = []
+        self.others: list[float] = []  # of a core, a round
+
+    def take(self, sides: Mapping[str, Side]) -> str:
+        """Take in a round; returns it in words."""
+        found = {side: intervals(one.rows(), one.turns) for side, one in sides.items()}
+        steps = sorted(set.intersection(*map(set, found.values())))
+        if not steps:
+            raise SystemExit("no step lies within one turn on all sides; a step takes too long here")
+        self.seconds.append(found)
+        self.others.append(sides["ray"].others())
+        self.losses += [[row["train/loss"] for row in one.rows()] for one in sides.values()]
+        ratios = []
+        for side, logs in self.logs.items():
+            logs.append(np.log([found[side][step] / found["bare"][step] for step in steps]))
+            ratios.append(f"{side} {np.exp(np.median(logs[-1])):.3f}")
+        medians = ", ".join(f"{side} {1000 * np.median([found[side][step] for step in steps]):.1f}" for side in SIDES)
+        used = f"{self.others[-1]:.3f} of a core for Ray's own processes and the driver"
+        return f"{len(steps)} steps: {medians} ms a step; ÷ bare: {', '.join(ratios)}; {used}"
+
+    def report(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "steps_compared": sum(map(len, self.logs["ray"])),
+            "ratios": {side: dict(zip(("value", "low", "high"), ratio_of(logs), strict=True)) for side, logs in self.logs.items()},
+            "round_ratios": {side: [round(float(np.exp(np.median(one))), 4) for one in logs] for side, logs in self.logs.items()},
+            "cores_of_other_processes": [round(one, 4) for one in self.others],
+            "losses_equal": all(one == self.losses[0] for one in self.losses),
+            "seconds": [{side: {str(step): one for step, one in steps.items()} for side, steps in one.items()} for one in self.seconds],
+        }
+
+
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--steps", type=int, default=200, help="steps of either side, over all rounds; those between two turns are left out"
-    )
-    parser.add_argument("--rounds", type=int, default=4, help="pairs of runs")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each side, over all rounds; those between two turns are left out")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each side")
     options = parser.parse_args()
     if options.rounds < 1 or options.steps < 20 * options.rounds:
         parser.error("expected one round at least, and twenty steps in each")
-    each = -(-options.steps * 5 // 4 // options.rounds) + DROPPED + 1  # a fifth is cut by turns
+    each = -(-options.steps * 3 // 2 // options.rounds) + DROPPED + 1  # a third is cut by turns
     load = os.getloadavg()[0]
     print(f"{options.rounds} rounds of {each} steps a side, {os.cpu_count()} cores, load {load:.1f}", flush=True)
-    found: list[dict[str, dict[int, float]]] = []
-    logs: list[np.ndarray] = []
-    losses: list[list[float]] = []
-    others: list[float] = []
+    measured = Measured()
     with tempfile.TemporaryDirectory(prefix="ray-overhead-") as folder:
         root = Path(folder)
         Side(root, "first", "bare", 1).end()  # makes the world and looks at its tiles
         for number in range(options.rounds):
-            sides = round_of(root, number, each)
-            found.append({side: intervals(one.rows(), one.turns) for side, one in sides.items()})
-            others.append(sides["ray"].others())
-            losses += [[row["train/loss"] for row in one.rows()] for one in sides.values()]
-            both = sorted(found[-1]["bare"].keys() & found[-1]["ray"].keys())
-            if not both:
-                raise SystemExit(f"round {number + 1}: no step lies within one turn on both sides; a step takes too long here")
-            logs.append(np.log([found[-1]["ray"][step] / found[-1]["bare"][step] for step in both]))
-            medians = {side: 1000 * np.median([found[-1][side][step] for step in both]) for side in SIDES}
-            told = ", ".join(f"{side} {value:.1f} ms a step" for side, value in medians.items())
-            print(f"round {number + 1}, {len(both)} steps: {told}, ratio {np.exp(np.median(logs[-1])):.3f}; ", end="")
-            print(f"{others[-1]:.3f} of a core for Ray's own processes and the driver", flush=True)
-    ratio, low, high = ratio_of(logs)
-    alike = all(one == losses[0] for one in losses)
-    print(f"Ray Train ÷ bare loop: {ratio:.3f} [{low:.3f} {high:.3f}], at most {GOAL} wanted; losses {'equal' if alike else 'DIFFER'}")
-    report = {
-        "arguments": {"steps": options.steps, "rounds": options.rounds},
-        "load_at_start": round(load, 2),
-        "load_at_end": round(os.getloadavg()[0], 2),
-        "steps_compared": int(sum(len(one) for one in logs)),
-        "ratio": {"value": ratio, "low": low, "high": high},
-        "round_ratios": [round(float(np.exp(np.median(one))), 4) for one in logs],
-        "losses_equal": alike,
-        "cores_of_other_processes": [round(one, 4) for one in others],
-        "seconds": [{side: {str(step): one for step, one in steps.items()} for side, steps in one.items()} for one in found],
-    }
+            sides = round_of(root, number, each, measured.others[-1] if number else FIRST_LOAD)
+            print(f"round {number + 1}, {measured.take(sides)}", flush=True)
+    ray, loaded = (ratio_of(measured.logs[side]) for side in ("ray", "loaded"))
+    report = measured.report()
+    alike = report["losses_equal"]
+    print(f"Ray Train ÷ bare loop: {shown(ray)}, at most {GOAL} wanted; losses {'equal' if alike else 'DIFFER'}")
+    print(f"bare loop beside as much load ÷ bare loop: {shown(loaded)}; that much is this machine's")
     RESULTS.parent.mkdir(exist_ok=True)
-    write_json(RESULTS, {**report, "environment": describe_environment()})
-    return 0 if alike and ratio <= GOAL else 1
+    report |= {"arguments": {"steps": options.steps, "rounds": options.rounds}, "load_at_start": round(load, 2)}
+    write_json(RESULTS, {**report, "load_at_end": round(os.getloadavg()[0], 2), "environment": describe_environment()})
+    return 0 if alike and ray[0] <= GOAL else 1
 
 
 if __name__ == "__main__":

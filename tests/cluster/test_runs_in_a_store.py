@@ -12,7 +12,6 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,38 +107,28 @@ def of_one_folder(run: ObjectFolder, whole: Path, steps: int, evaluated: tuple[i
 def test_two_workers_and_an_evaluator_in_an_object_store(
     ray_here: None, recipe: Callable[..., Any], object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Stopped by the driver, as a sweep or a signal stops a run, and gone on with."""
     monkeypatch.setattr(followed, "REFRESH_S", 0.5)
     made = recipe("stored", f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
+    run = place(object_root)
+    assert isinstance(run, ObjectFolder)
+    run = run / "stored"
+    halted = train_on_ray(made, lambda: "enough" if 3 in checkpoint_steps(run.files()) else "", view=tmp_path / "view")
+    assert halted.outcome.reason == "stopped"
+    assert 3 <= halted.outcome.step < 8
+    assert halted.outcome.step in checkpoint_steps(run.files())
+    status = RunFolder(copy_to_read(run)).status
+    assert status is not None
+    assert (status.state, status.step) == ("stopped", halted.outcome.step)
+
     finished = train_on_ray(made, view=tmp_path / "view")
     assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
-    run = finished.place
-    assert isinstance(run, ObjectFolder)
-    assert (str(run), finished.folder) == (str(place(object_root) / "stored"), tmp_path / "view")
+    assert (finished.place, finished.folder) == (run, tmp_path / "view")
     assert (tmp_path / "view" / "eval_step8.jsonl").read_bytes() == run.get("eval_step8.jsonl")
     assert not list((tmp_path / "view").glob("checkpoint-*")), "what is read needs no weights"
     of_one_folder(run, alone(recipe("stored-alone", "cluster.workers=0")).folder, 8, (0, 4, 8))
     with pytest.raises(InputError, match=r"^s3://stairs/base/stored\?.*this run is finished"):
         train_on_ray(made)
-
-
-def test_a_stop_reaches_workers_of_a_run_in_an_object_store(
-    ray_here: None, recipe: Callable[..., Any], object_root: str, background: Callable[..., Future[Any]], tools: SimpleNamespace
-) -> None:
-    """By the driver, as a sweep or a signal stops it; what is there then goes on."""
-    made = recipe("halted", f"run.root={object_root}", "optim.steps=400", "evaluation.sets=[]", "cluster.workers=1")
-    run = place(object_root)
-    assert isinstance(run, ObjectFolder)
-    halted = run / "halted"
-    running = background(train_on_ray, made, lambda: "enough" if checkpoint_steps(halted.files()) else "")
-    finished = running.result(timeout=400)
-    assert finished.outcome.reason == "stopped"
-    assert 3 <= finished.outcome.step < 400
-    assert finished.outcome.step in checkpoint_steps(halted.files())
-    status = RunFolder(copy_to_read(halted)).status
-    assert status is not None
-    assert (status.state, status.step) == ("stopped", finished.outcome.step)
-    again = RunFolder.open(copy_to_read(halted))
-    assert again.recipe()["run"]["root"] == object_root
 
 
 @pytest.mark.soak

@@ -46,6 +46,23 @@ def test_a_silent_process_writes_the_stacks_of_all_its_threads(tmp_path: Path, c
     assert [one.name for one in tmp_path.iterdir()] == ["stalled.txt"]
 
 
+def test_a_process_of_many_threads_says_first_where_its_main_one_stands(tmp_path: Path):
+    over = threading.Event()
+    others = [threading.Thread(target=over.wait, name=f"other-{number}") for number in range(150)]
+    for one in others:
+        one.start()
+    try:
+        where_the_test_blocks(tmp_path / "stalled.txt")
+    finally:
+        over.set()
+        for one in others:
+            one.join()
+    text = (tmp_path / "stalled.txt").read_text()
+    first, _, rest = text.partition("\nthread other-")
+    assert "where_the_test_blocks" in first
+    assert all(f"other-{number}\n" in f"other-{rest}" for number in range(150))
+
+
 def test_it_is_written_once_a_silence_and_again_after_the_next_beat(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "stalled.txt"
     with caplog.at_level("WARNING", "stairstep"), StallWatch(path, 0.05) as watch:

@@ -15,12 +15,15 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -68,6 +71,29 @@ def changed(place: int) -> Fault:
     return act
 
 
+class _Server(ThreadingHTTPServer):
+    """Ends its threads too: a client keeps its connections open, and each has one."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._open: set[Any] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def hang_up(self) -> None:
+        for request in list(self._open):
+            with suppress(OSError):  # its client was faster
+                request.shutdown(socket.SHUT_RDWR)
+
+
 class S3Server:
     """The server, in threads of this process, from the beginning to the end of a `with` block."""
 
@@ -81,8 +107,7 @@ class S3Server:
         self.guard = threading.Lock()
         self._left: int | None = None
         self._faults: list[tuple[str, str, Fault, list[int | None]]] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"owner": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"owner": self}))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> S3Server:
@@ -92,6 +117,7 @@ class S3Server:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self._server.hang_up()
 
     @property
     def port(self) -> int:

@@ -6,11 +6,12 @@ holds Python's global lock keeps this thread from running too; then the silent h
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -81,9 +82,8 @@ class StallWatch:
         temporary = temporary_name(self.path)
         try:
             with open(temporary, "x", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()}: nothing was done for {self.limit_s:g} s\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {os.getpid()}: nothing was done for {self.limit_s:g} s\n")
+                file.write(_stacks())
             os.replace(temporary, self.path)
         except OSError as error:
             _LOG.warning("%s: the stacks of a run that seems to have stalled cannot be written: %s", self.path, error.strerror)
@@ -91,3 +91,11 @@ class StallWatch:
         if self._tell:
             _LOG.warning("no step, checkpoint or evaluation has ended for %g s; where each thread stands is in %s", self.limit_s, self.path)
         self._left(self.path.name)
+
+
+def _stacks() -> str:
+    """The stacks of all threads, the main one first. (faulthandler writes a hundred at most, and that one last.)"""
+    names = {one.ident: one.name for one in threading.enumerate()}
+    main = threading.main_thread().ident
+    frames = sorted(sys._current_frames().items(), key=lambda one: one[0] != main)
+    return "".join(f"\nthread {names.get(one, one)}\n{''.join(traceback.format_stack(frame))}" for one, frame in frames)
