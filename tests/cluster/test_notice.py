@@ -47,6 +47,7 @@ class Service:
     def __init__(self) -> None:
         self.items: dict[str, list[tuple[int, str]]] = {LIFE_CYCLE: [(200, "spot")], ACTION: [NONE]}
         self.token_status = [200]
+        self.pages = 0  # so many tokens are the page of somebody else
         self.asked: list[str] = []
         service, tokens = self, set[str]()
 
@@ -57,6 +58,9 @@ class Service:
                 token = f"token-{len(tokens)}"
                 if status == 200:
                     tokens.add(token)
+                if status == 200 and service.pages:
+                    service.pages -= 1
+                    token = "<html>\nLog in, please\n</html>"
                 self.answer(status, token if status == 200 else "")
 
             def do_GET(self) -> None:
@@ -155,6 +159,14 @@ def test_tokens_may_fail_too(service: Service, caplog: pytest.LogCaptureFixture)
     code, told = watched(service)
     assert (code, len(told)) == (DONE, 1)
     assert caplog.text.count("gave no token, but HTTP 503") == 2, "once at the start, once later"
+
+
+def test_a_page_in_place_of_a_token_is_a_failure_that_passes(service: Service, caplog: pytest.LogCaptureFixture):
+    service.pages = 2
+    service.items[ACTION] = [NONE, in_seconds(120)]
+    code, told = watched(service)
+    assert (code, len(told)) == (DONE, 1)
+    assert "Invalid header value" in caplog.text
 
 
 @pytest.mark.parametrize("status", [403, None])

@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -173,21 +174,14 @@ def test_a_store_that_is_away_for_a_while_stops_no_run(s3, machine, caplog):
 
 
 def test_only_one_works_on_a_run(s3, machine, monkeypatch, caplog):
+    monkeypatch.setattr(mirrors, "SIGN_S", 0.1)
     first, second = machine(), machine()
     claim = first.claim()
     first.open_for(RECIPE, "auto")
     first.set_status("running", 1, 3)
-    seen = iter(range(1000))
-
-    def beats(*_: object) -> None:
-        first._status._written = float("-inf")
-        first.heartbeat(next(seen), "running")
-
-    with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(mirrors, "PUSH_S", 0.0)
-        meanwhile.setattr(mirrors.time, "sleep", beats)
-        with pytest.raises(InputError, match=r"s3://stairs/runs/a\?.*: process \d+ on \w+ is at work on this run"):
-            second.claim(5.0)
+    with pytest.raises(InputError, match=r"s3://stairs/runs/a\?.*: process \d+ on \w+ is at work on this run"):
+        second.claim(5.0)  # it says nothing of itself for minutes, and lives
+    first.mirror.let_go()  # as a machine that hangs
     with caplog.at_level(logging.WARNING):
         taken = machine().claim(0.05)
     assert "has gone silent; taking over" in caplog.text
@@ -198,6 +192,34 @@ def test_only_one_works_on_a_run(s3, machine, monkeypatch, caplog):
     assert f"{RUN}/.lock" in s3.names(), "it is the other one's"
     taken.release()
     assert f"{RUN}/.lock" not in s3.names()
+
+
+def test_a_machine_of_the_same_name_is_another_one(s3, machine):
+    """Containers and clouds give the same names again; there is no process of that number here, and there one lives."""
+    folder = machine()
+    with folder.claim():
+        folder.open_for(RECIPE, "auto")
+        holder = json.loads(s3.objects[f"{RUN}/.lock"])
+    elsewhere = {**holder, "machine": "vm another boot", "pid": 999_999_999, "time": time.time()}
+    s3.put(f"{RUN}/.lock", json.dumps(elsewhere).encode())
+
+    def signs() -> None:
+        time.sleep(0.1)
+        s3.put(f"{RUN}/.lock", json.dumps({**elsewhere, "time": time.time()}).encode())
+
+    other = threading.Thread(target=signs)
+    other.start()
+    with pytest.raises(InputError, match="is at work on this run"):
+        machine().claim(5.0)
+    other.join()
+
+
+def test_a_run_does_not_take_a_sweep(s3, machine):
+    s3.put(f"{RUN}/sweep.json", b"{}")
+    before = dict(s3.objects)
+    with pytest.raises(InputError, match="a sweep is here and no run; its runs lie below runs/"):
+        machine().claim(0.05)
+    assert s3.objects == before
 
 
 def test_a_process_of_this_machine_that_is_gone_is_not_waited_for(s3, machine):

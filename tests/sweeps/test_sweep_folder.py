@@ -192,3 +192,15 @@ def test_a_served_reader_is_asked_for_what_each_trial_says_of_its_own():
 
 def test_a_point_as_a_person_reads_it():
     assert shown_point({"optim.rates.llm": 0.001, "LoRA": "llm"}) == "llm 0.001, LoRA llm"
+
+
+def test_a_record_that_names_another_file_is_no_trial(sweep: SweepFolder, tmp_path: Path) -> None:
+    """Whoever may write to the store of a sweep by URL could have a file of this machine overwritten."""
+    record = sweep.trials()[0]
+    path = sweep.path / "trials" / f"{record.name}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "name": "../../../elsewhere"}))
+    with pytest.raises(DataError, match=rf"{record.name}.json: it is called '../../../elsewhere' inside; expected '{record.name}'"):
+        sweep.trials()
+    with pytest.raises(DataError):
+        sweep.trial(record.name)
+    assert not (tmp_path / "elsewhere.json").exists()

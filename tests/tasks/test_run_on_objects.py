@@ -18,11 +18,12 @@ from stairstep.data import WorldSettings
 from stairstep.records import RunFolder, read_json
 from stairstep.records.copies import copy_to_read
 from stairstep.records.places import place
-from stairstep.settings import StairstepError, to_yaml
+from stairstep.records.resume import check_same_recipe
+from stairstep.settings import StairstepError, to_plain, to_yaml
 from stairstep.tasks.comparing import compare_named, named
 from stairstep.tasks.evaluate import evaluate
 from stairstep.tasks.loading import tile_reader
-from stairstep.tasks.opening import outcome_line
+from stairstep.tasks.opening import outcome_line, with_world_here
 from stairstep.tasks.placing import checkpoint_here
 from stairstep.tasks.preprocessing import preprocess
 from stairstep.tasks.resolve import have_world, resolve
@@ -127,3 +128,21 @@ def test_a_generated_world_is_made_where_the_paths_of_a_run_in_a_store_say(recip
     shutil.rmtree(folder)
     have_world(on(resolved, str(tmp_path)))
     assert not folder.exists(), "a folder that all see has it, or the error says where it lacks"
+
+
+def test_a_run_with_a_generated_world_goes_on_where_the_cache_lies_elsewhere(recipe, monkeypatch, tmp_path):
+    world = WorldSettings(articles=3, questions=2, pairs=2, text_pairs=2, seed=5)
+    found = []
+    for machine in ("one", "two"):
+        on_machine(monkeypatch, tmp_path / machine)
+        made = recipe()
+        data = replace(made.data, world=world, roots=("{world}",), train=(replace(made.data.train[0], path="{world}/train.jsonl"),))
+        found.append(resolve(replace(on(made, "s3://bucket/runs"), data=data)))
+    one, two = found
+    assert one.data.roots != two.data.roots
+    check_same_recipe(tmp_path, with_world_here(to_plain(one), two), to_plain(two))
+    other = replace(two, data=replace(two.data, world=replace(world, seed=6)))
+    with pytest.raises(StairstepError, match="another recipe"):
+        check_same_recipe(tmp_path, with_world_here(to_plain(one), other), to_plain(other))
+    folders = [on(each, str(tmp_path)) for each in found]
+    assert with_world_here(to_plain(folders[0]), folders[1]) == to_plain(folders[0]), "a folder that all see has one path"

@@ -36,6 +36,7 @@ DONE, UNDRAINED, NOT_THERE = 0, 1, 2
 """What the process ends with: nothing is left to do; a notice that Ray did not take; nobody to ask."""
 
 _ANSWER_S = 2.0
+_MOST = 65536  # bytes of an answer; a notice has a hundred
 _RAY_S = 20.0
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _log = logging.getLogger("notice")
@@ -99,8 +100,8 @@ class Metadata:
         try:
             connection.request(method, path, headers=headers)
             answer = connection.getresponse()
-            return answer.status, answer.read().decode("utf-8", "replace").strip()
-        except (OSError, HTTPException) as error:
+            return answer.status, answer.read(_MOST).decode("utf-8", "replace").strip()
+        except (OSError, HTTPException, ValueError) as error:  # ValueError: what was given as a token can be no header
             raise ServiceError(f"the metadata service at {self.service} does not answer ({error or type(error).__name__})") from error
         finally:
             connection.close()

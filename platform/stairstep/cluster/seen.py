@@ -41,11 +41,11 @@ class SeenRun:
             self.view = ReadRunFolder(view or copy_folder("followed", self.place) / self.place.name, self.place)
         self._looking: threading.Thread | None = None
 
-    def open(self, recipe: Recipe, patience_s: float, anew: bool = False) -> None:
-        """Make the folder ready for workers, once those who are about to die there have died. `anew`: as a person has asked just now; a
-        later time a store that cannot be reached is asked for longer, and a stop that was asked for meanwhile stays."""
+    def open(self, recipe: Recipe, patience_s: float, anew: bool = False, patient: bool = False) -> None:
+        """Make the folder ready for workers, once those who are about to die there have died. `anew`: as a person has asked just now, whom
+        a store that cannot be reached is told at once unless `patient`; a later time a stop that was asked for meanwhile stays."""
         if isinstance(self.folder, MirroredRunFolder):
-            self.folder.patience_s = 0.0 if anew else PATIENCE_S
+            self.folder.patience_s = 0.0 if anew and not patient else PATIENCE_S
         with wait_for_claim(self.folder, patience_s):
             open_run(self.folder, recipe, anew)
         self.look(at_once=True)

@@ -82,6 +82,7 @@ def run_sweep(
     `serve` runs a reader by its model's name with custom resources at a host, on the Ray that is there then, and gives its address."""
     with ExitStack() as stack:
         stack.enter_context(sweep.claim())
+        sweep.let_go_on()  # who asks for a stop from now on is heard, also while Ray starts
         plan = sweep.plan
         space, recipe = space_of(plan.space), build(Recipe, from_plain(plan.recipe, "sweep.json: recipe"))
         check_root(recipe.run.root, recipe.cluster.address)
@@ -118,7 +119,6 @@ def sweep_on_ray(
 ) -> str:
     """Run what is left of a sweep; returns why it ended before its last trial did, or nothing."""
     with StopFlag() as flag, _quiet_tune():
-        sweep.let_go_on()
         storage = sweep.path / ".ray"
         shutil.rmtree(storage, ignore_errors=True)
         _again(sweep)

@@ -55,18 +55,19 @@ class _StoppedEarly(Exception):
     """A stop was asked for before any worker had begun."""
 
 
-def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "", view: Path | None = None) -> Finished:
+def train_on_ray(recipe: Recipe, attend: Callable[[], str] = lambda: "", view: Path | None = None, patient: bool = False) -> Finished:
     """Train under Ray Train; returns when the run has finished or was stopped with a checkpoint.
 
     `attend` is called several times a second while workers train, in the calling thread; what it says, if anything, is why to stop.
-    `view`: where the copy to read of a run in an object store is kept, made anew every few seconds; by default in this machine's cache."""
+    `view`: where the copy to read of a run in an object store is kept, made anew every few seconds; by default in this machine's cache.
+    `patient`: also when it begins, wait for a store that is away, and for workers of an earlier driver that may be dying elsewhere."""
     check_root(recipe.run.root, recipe.cluster.address)
     check_root(recipe.tiles.store, recipe.cluster.address, "tiles.store")
     if not is_url(recipe.run.root):
         recipe = replace(recipe, run=replace(recipe.run, root=os.path.abspath(recipe.run.root)))
     seen = SeenRun(recipe, view)
     with _one_driver(seen) as (storage, unclean):
-        seen.open(recipe, PATIENCE_S if unclean else _SHORTLY_S, anew=True)
+        seen.open(recipe, PATIENCE_S if unclean or patient else _SHORTLY_S, anew=True, patient=patient)
         recipe = replace(recipe, run=replace(recipe.run, resume="auto"))
         # Ray takes SIGTERM for itself when it starts, so the flag is raised after that.
         with ray_session(recipe.cluster.address) as session, StopFlag() as flag:

@@ -51,8 +51,7 @@ def run_trial(config: Mapping[str, Any]) -> None:
         recipe = in_sweep(asked_where_served(load_recipe(sweep.recipe_path(name)), served), config["runs"], name)
         if recipe.evaluation.mode == "auto":  # decided once for the whole sweep
             recipe = replace(recipe, evaluation=replace(recipe.evaluation, mode=config["mode"]))
-        run = run_place(recipe)
-        if isinstance(run, ObjectFolder) and not watched.bring(run):
+        if not watched.bring(run_place(recipe)):
             watched.write(state="waiting")
             return
         watched.train(recipe)
@@ -72,12 +71,15 @@ class _Watched:
         self._began = time.monotonic()
         self._before = self.record.seconds
 
-    def bring(self, run: ObjectFolder) -> bool:
-        """Read what the store has of the run; while the store is away no trial begins. False where the sweep was stopped meanwhile."""
+    def bring(self, run: Path | ObjectFolder) -> bool:
+        """Read what the store has of the run; while it is away no trial begins, or ends. False where the sweep was stopped meanwhile."""
+        if isinstance(run, Path):
+            return True
         told = False
         while not self.sweep.asked_to_stop(ALL):
             try:
                 follow(run, self.sweep.run_path(self.record.name))
+                self._began = self._began if self.record.state == "running" else time.monotonic()  # no worker was held till now
                 return True
             except UnreachableError as error:
                 if not told:
@@ -96,7 +98,8 @@ class _Watched:
             self.write(state="finished")
             return
         try:
-            outcome = train_on_ray(recipe, self.attend, view=self.sweep.run_path(self.record.name)).outcome
+            outcome = train_on_ray(recipe, self.attend, view=self.sweep.run_path(self.record.name), patient=True).outcome
+            self.bring(run_place(recipe))  # its last scores, which nobody asks for again
         finally:
             self.look()
         alone = self.sweep.asked_to_stop(self.record.name)

@@ -18,6 +18,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<purpose>tmp|old|trash)-(?P<host>\w
 def host_name() -> str:
     """This machine's name, as it stands in temporary names, locks and status files."""
     return re.sub(r"\W", "_", socket.gethostname(), flags=re.ASCII)[:40] or "unknown"
+
+
+@cache
+def machine_name() -> str:
+    """What tells this machine, as it is running now, from all others that may have its host name: where process ids mean the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{host_name()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux
+        return host_name()
 
 
 def process_is_alive(pid: int) -> bool:

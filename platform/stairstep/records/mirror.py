@@ -8,8 +8,9 @@ last checkpoint whose marker is there, to the same bits, and the remains of anot
 are put after their recipes and the plan after the trials; the runs of the trials are put by whoever trains them.
 
 A store that cannot be reached stops no run: what it lacks is put with the next checkpoint, and at the end at the latest, or told.
-The object `.lock` names who works on the run. Arrow cannot create an object on a condition, so of two that start at the same moment both
-may; each looks whether the lock is still its own whenever it puts something, and the one that has lost it ends.
+The object `.lock` names who works on the run, and is signed anew every ten seconds for as long as that process lives. Arrow cannot create
+an object on a condition, so of two that start at the same moment both may; each looks whether the lock is still its own whenever it puts
+something, and the one that has lost it ends.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ from stairstep.settings import InputError, StairstepError
 
 from .claim import Claim
 from .copies import AT_THE_END, LOCK, STATUS, checkpoint_of, fetch, is_plain, mapping, offer, turn_of
-from .files import COMPLETE, host_name, parse_temporary, process_is_alive, write_atomically
+from .files import COMPLETE, host_name, machine_name, parse_temporary, process_is_alive, write_atomically
 from .places import ObjectFolder, Stored, patiently
 from .run_folder import Opening, RunFolder
-from .status import ACTIVE, LOST_S, State
+from .status import LOST_S, State
 
 _LOG = logging.getLogger(__name__)
 PUSH_S = 10.0
-WATCH_S = 4 * PUSH_S
+SIGN_S = 10.0
+WATCH_S = 4 * SIGN_S
 _STOP = "stop"  # an object of a run; a folder of objects of a sweep
 
 Signature = tuple[int, int]
@@ -49,8 +51,8 @@ class TakenOverError(InputError):
 
 
 class Mirror:
-    """The copy of one folder, and what of it the store has. `status`: the file with the heartbeat of whoever works on it; `apart`: folders
-    in it that others put, or nobody; `checkpoints`: whether the copy is to have them."""
+    """The copy of one folder, and what of it the store has. `status`: the file that says how it stands, which is put last; `apart`:
+    folders in it that others put, or nobody; `checkpoints`: whether the copy is to have them."""
 
     def __init__(
         self,
@@ -67,40 +69,61 @@ class Mirror:
         self._beaten = float("-inf")
         self._pushing = threading.Lock()
         self._failing = False
+        self._released = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     # --- whose it is
 
     def take(self, watch_s: float = WATCH_S) -> None:
         """Make it ours, or refuse while somebody else is at work on it."""
         holder = self._holder()
-        here = holder.get("host") == host_name()
-        if holder and not (here and not process_is_alive(int(holder.get("pid", 0)))):
-            self._watch(f"process {holder.get('pid')} on {holder.get('host')}", watch_s)
-        self.remote.put(LOCK, json.dumps({"host": host_name(), "pid": os.getpid(), "token": self._token}))
+        if holder and not (holder.get("machine") == machine_name() and not process_is_alive(int(holder.get("pid", 0)))):
+            self._watch(holder, watch_s)
+        self._sign()
         self._check_ours()
+        self._released.clear()
+        self._keeper = threading.Thread(target=self._keep, name=f"lock-of-{self.remote.name}", daemon=True)
+        self._keeper.start()
+
+    def _sign(self) -> None:
+        signed = {"host": host_name(), "machine": machine_name(), "pid": os.getpid(), "token": self._token, "time": time.time()}
+        self.remote.put(LOCK, json.dumps(signed))
+
+    def _keep(self) -> None:
+        """Sign the lock again and again: who looks from elsewhere sees that this process lives, whatever it is at."""
+        while not self._released.wait(SIGN_S):
+            try:
+                self._check_ours()
+                self._sign()
+            except TakenOverError:  # whoever puts something next meets it too, and ends
+                return
+            except (StairstepError, OSError):  # away for those as well who would take it over
+                continue
+
+    def let_go(self) -> None:
+        """Sign no more."""
+        self._released.set()
+        if self._keeper is not None:
+            self._keeper.join()
 
     def _holder(self) -> dict[str, Any]:
         return mapping(self.remote.get(LOCK))
 
-    def _watch(self, who: str, watch_s: float) -> None:
-        first = self._heartbeat()
-        if first is None or abs(time.time() - first) > LOST_S:
+    def _watch(self, holder: Mapping[str, Any], watch_s: float) -> None:
+        first = float(holder.get("time", 0.0))
+        if abs(time.time() - first) > LOST_S:
             return
-        _LOG.info("%s was at work on %s a moment ago; watching its heartbeat for up to %.0f s", who, self.remote, watch_s)
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
+        _LOG.info("%s was at work on %s a moment ago; watching its lock for up to %.0f s", who, self.remote, watch_s)
         end = time.monotonic() + watch_s
         while time.monotonic() < end:
             time.sleep(min(2.0, max(0.01, watch_s / 10)))
-            now = self._heartbeat()
-            if now is None:
+            now = self._holder()
+            if not now:
                 return
-            if now != first:
+            if now.get("time") != holder.get("time"):
                 raise InputError(f"{self.remote}: {who} is at work on this {self.what}; wait for it or stop it, or choose another run.name")
         _LOG.warning("%s: %s has gone silent; taking over", self.remote, who)
-
-    def _heartbeat(self) -> float | None:
-        """When whoever works on it last said so, or None if nobody does."""
-        status = mapping(self.remote.get(self.status))
-        return float(status.get("heartbeat", 0.0)) if status.get("state") in ACTIVE else None
 
     def _check_ours(self) -> None:
         holder = self._holder()
@@ -111,6 +134,7 @@ class Mirror:
     def release(self) -> None:
         """Put what is left and let another process have it."""
         self.put_all(last=True)
+        self.let_go()
         self.remote.remove([LOCK])
 
     # --- from the store
@@ -185,23 +209,13 @@ class Mirror:
             if "recipe.yaml" in changed:  # it begins: nothing of another one may seem to be of it
                 self._remove(gone)
                 gone = []
-            told = time.monotonic()
             for name in sorted(set(changed) - {self.status}, key=lambda one: (turn_of(one), one)):
                 if name.endswith(f"/{COMPLETE}"):
                     self._check_ours()  # what was put before it may have taken minutes
                 self._put(name, here[name])
-                if time.monotonic() - told > PUSH_S and self.status in self._known and self.status in here:
-                    self._still_here()
-                    told = time.monotonic()
             self._remove(gone)
             if self.status in changed:
                 self._put(self.status, here[self.status])
-
-    def _still_here(self) -> None:
-        """Say in the midst of much that is put that its owner lives; the file itself is put at the end."""
-        status = mapping((self.local / self.status).read_bytes())
-        self.remote.put(self.status, json.dumps({**status, "heartbeat": time.time()}))
-        self._known[self.status] = None
 
     def _hear(self) -> None:
         """Bring what asks for a stop and was put by a person."""
@@ -258,11 +272,12 @@ class MirroredClaim(Claim):
     def __init__(self, folder: Path, mirror: Mirror, watch_s: float, patience_s: float = 0.0) -> None:
         """`patience_s`: for how long a store that cannot be reached is asked again."""
         super().__init__(folder)
-        self._mirror, self._patience_s = mirror, patience_s
+        self._mirror, self.patience_s = mirror, patience_s
         try:
             patiently(lambda: mirror.take(watch_s), patience_s)
             patiently(mirror.pull, patience_s)
         except BaseException:
+            mirror.let_go()
             super().release()
             raise
 
@@ -272,7 +287,7 @@ class MirroredClaim(Claim):
             return
         failed_before = sys.exc_info()[1] is not None
         try:
-            patiently(self._mirror.release, self._patience_s)
+            patiently(self._mirror.release, self.patience_s)
         except StairstepError as error:
             lacks = f"The store lacks what the {self._mirror.what} has left since its last push"
             told = f"{error}. {lacks}; the same command goes on from what is there"
@@ -280,6 +295,7 @@ class MirroredClaim(Claim):
                 raise type(error)(told) from error
             _LOG.error("%s", told)
         finally:
+            self._mirror.let_go()
             super().release()
 
 
@@ -299,6 +315,8 @@ class MirroredRunFolder(RunFolder):
 
     def claim(self, watch_s: float = WATCH_S) -> Claim:
         """The right to write here and there; the copy is then what the store has."""
+        if patiently(lambda: self.remote.exists("sweep.json"), self.patience_s):
+            raise InputError(f"{self.where}: a sweep is here and no run; its runs lie below runs/, or choose another run.name")
         self._claim = MirroredClaim(self.path, self.mirror, watch_s, self.patience_s)
         return self._claim
 

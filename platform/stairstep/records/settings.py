@@ -18,8 +18,7 @@ class RunSettings:
     name: str | None = setting(None, doc="Folder of the run below `root`; null: the recipe's file name without its ending.")
     root: str = setting(
         "runs",
-        doc="Folder or URL (s3://…; for cluster.workers: 0) in which runs lie. A relative one counts from the working directory, and is "
-        "refused on a cluster.",
+        doc="Folder or URL (s3://…) in which runs lie. A relative one counts from the working directory, and is refused on a cluster.",
     )
     seed: int = setting(0, doc="Seed of everything random in the run.", minimum=0)
     threads: int = setting(

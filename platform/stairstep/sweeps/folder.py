@@ -216,6 +216,10 @@ class SweepFolder:
 
     def _record(self, path: Path) -> TrialRecord:
         plain = _known(TrialRecord, read_json(path), path)
+        if plain["name"] != path.stem:  # it names files and folders, and may come from a store
+            raise DataError(
+                f"{path}: it is called {plain['name']!r} inside; expected {path.stem!r}. Put back what was there, or delete this one file"
+            )
         return TrialRecord(**{**plain, "overrides": tuple(plain["overrides"])})
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from stairstep.records.cache import copy_folder
 from stairstep.records.copies import follow
 from stairstep.records.mirror import WATCH_S, Mirror, MirroredClaim
-from stairstep.records.places import ObjectFolder
+from stairstep.records.places import PATIENCE_S, ObjectFolder
 from stairstep.records.status import HEARTBEAT_S, StatusFile
 from stairstep.settings import InputError
 
@@ -94,6 +94,7 @@ class MirroredSweep(SweepFolder):
             claim = MirroredClaim(self.path, self.mirror, watch_s)
         except InputError as error:
             raise self._refusal(error) from None
+        claim.patience_s = PATIENCE_S  # a sweep of days does not end by a store that is away for a minute
         with claim:
             for part in PARTS:
                 (self.path / part).mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from stairstep.records.places import ObjectFolder
 from stairstep.records.resume import check_same_recipe
 from stairstep.settings import InputError, to_plain
 
-from .opening import Finished, outcome_line
+from .opening import Finished, outcome_line, with_world_here
 from .placing import run_place
 from .recipe import Recipe, load_recipe
 from .resolve import resolve
@@ -80,7 +80,7 @@ def _trained(
     folder = _to_read(where)
     status = folder.status if folder is not None else None
     if folder is not None and status is not None and status.state == "finished":
-        check_same_recipe(folder.path, folder.recipe(), to_plain(recipe))
+        check_same_recipe(folder.path, with_world_here(folder.recipe(), recipe), to_plain(recipe))
         told(f"{path.stem}, seed {seed}: finished before; {where}")
         return folder, status.step
     finished = train(recipe)

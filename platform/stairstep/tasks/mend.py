@@ -58,7 +58,12 @@ def mend(folder: RunFolder, recipe: Recipe, what: Sequence[Missing]) -> list[Men
             raise InputError(f"{folder.where}: there is no evaluation here; expected eval_step<step>.jsonl, as a run folder has them")
         compute_with(recipe.run.threads)
         answering = Answering(recipe.evaluation, tile_reader(recipe), recipe.tiles, device_of(recipe), recipe.run.root, again=True)
-        return [one for path in found if (one := _mend(path, answering, recipe, what)) is not None]
+        mended = []
+        for path in found:
+            if (one := _mend(path, answering, recipe, what)) is not None:
+                mended.append(one)
+                folder.share()  # what was asked for hours is not lost with the next one
+        return mended
     finally:
         claim.release()
 

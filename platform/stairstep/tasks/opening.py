@@ -5,13 +5,15 @@ Apart from run.py, because whoever only places a run (under Ray: two processes o
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stairstep.records import RunFolder
-from stairstep.records.places import ObjectFolder
+from stairstep.records.places import ObjectFolder, is_url
 from stairstep.settings import InputError, RecipeError, build, from_plain, to_plain
+from stairstep.tiny.tinywiki import world_name
 from stairstep.training import Outcome
 
 from .recipe import Recipe
@@ -33,7 +35,7 @@ def open_run(folder: RunFolder, recipe: Recipe, asked_anew: bool = True) -> int:
     resume = recipe.run.resume
     if asked_anew and resume == "auto" and _nothing_done(folder):
         resume = "overwrite"  # what stopped it before its first step is often mended in the recipe
-    opening = folder.open_for(to_plain(recipe), resume, _completed)
+    opening = folder.open_for(to_plain(recipe), resume, lambda plain: with_world_here(_completed(plain), recipe))
     if opening.state == "finished":
         raise InputError(
             f"{folder.where}: this run is finished (step {opening.from_step}); choose another run.name, or say run.resume=overwrite "
@@ -43,6 +45,31 @@ def open_run(folder: RunFolder, recipe: Recipe, asked_anew: bool = True) -> int:
         (folder.path / "stop").unlink(missing_ok=True)
     folder.set_status("preparing", opening.from_step, recipe.optim.steps)
     return opening.from_step
+
+
+def with_world_here(plain: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A stored recipe with the generated world where this machine has it: that of a run in an object store lies in each one's cache."""
+    if recipe.data.world is None or not is_url(recipe.run.root):
+        return plain
+    name = f"/{world_name(recipe.data.world)}"
+    here = next((one[: one.index(name)] for one in _texts(to_plain(recipe)["data"]) if name in one), None)
+    return plain if here is None else _moved(plain, name, here)
+
+
+def _texts(plain: Any) -> Iterator[str]:
+    if isinstance(plain, str):
+        yield plain
+    elif isinstance(plain, Mapping | list | tuple):
+        for one in plain.values() if isinstance(plain, Mapping) else plain:
+            yield from _texts(one)
+
+
+def _moved(plain: Any, name: str, here: str) -> Any:
+    if isinstance(plain, str):
+        return here + plain[plain.index(name) :] if name in plain else plain
+    if isinstance(plain, Mapping):
+        return {key: _moved(one, name, here) for key, one in plain.items()}
+    return [_moved(one, name, here) for one in plain] if isinstance(plain, list | tuple) else plain
 
 
 def _completed(plain: dict[str, Any]) -> dict[str, Any]:
