@@ -107,12 +107,31 @@ def of_one_folder(run: ObjectFolder, whole: Path, steps: int, evaluated: tuple[i
 def test_two_workers_and_an_evaluator_in_an_object_store(
     ray_here: None, recipe: Callable[..., Any], object_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped by the driver, as a sweep or a signal stops a run, and gone on with."""
     monkeypatch.setattr(followed, "REFRESH_S", 0.5)
-    made = recipe("stored", f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
+    short = ("optim.steps=3", "evaluation.every=3", "evaluation.loss_every=3")
+    made = recipe("stored", *short, f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
     run = place(object_root)
     assert isinstance(run, ObjectFolder)
     run = run / "stored"
+    finished = train_on_ray(made, view=tmp_path / "view")
+    assert (finished.outcome.reason, finished.outcome.step) == ("finished", 3)
+    assert (finished.place, finished.folder) == (run, tmp_path / "view")
+    assert (tmp_path / "view" / "eval_step3.jsonl").read_bytes() == run.get("eval_step3.jsonl")
+    assert not list((tmp_path / "view").glob("checkpoint-*")), "what is read needs no weights"
+    of_one_folder(run, alone(recipe("stored-alone", *short, "cluster.workers=0")).folder, 3, (0, 3))
+    with pytest.raises(InputError, match=r"^s3://stairs/base/stored\?.*this run is finished"):
+        train_on_ray(made)
+
+
+@pytest.mark.soak
+def test_a_run_in_an_object_store_is_stopped_by_its_driver_and_gone_on_with(
+    ray_here: None, recipe: Callable[..., Any], object_root: str, tmp_path: Path
+) -> None:
+    """As a sweep or a signal stops it."""
+    made = recipe("halted", f"run.root={object_root}", "evaluation.mode=beside", "evaluation.cache=false")
+    run = place(object_root)
+    assert isinstance(run, ObjectFolder)
+    run = run / "halted"
     halted = train_on_ray(made, lambda: "enough" if 3 in checkpoint_steps(run.files()) else "", view=tmp_path / "view")
     assert halted.outcome.reason == "stopped"
     assert 3 <= halted.outcome.step < 8
@@ -120,15 +139,9 @@ def test_two_workers_and_an_evaluator_in_an_object_store(
     status = RunFolder(copy_to_read(run)).status
     assert status is not None
     assert (status.state, status.step) == ("stopped", halted.outcome.step)
-
     finished = train_on_ray(made, view=tmp_path / "view")
     assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
-    assert (finished.place, finished.folder) == (run, tmp_path / "view")
-    assert (tmp_path / "view" / "eval_step8.jsonl").read_bytes() == run.get("eval_step8.jsonl")
-    assert not list((tmp_path / "view").glob("checkpoint-*")), "what is read needs no weights"
-    of_one_folder(run, alone(recipe("stored-alone", "cluster.workers=0")).folder, 8, (0, 4, 8))
-    with pytest.raises(InputError, match=r"^s3://stairs/base/stored\?.*this run is finished"):
-        train_on_ray(made)
+    of_one_folder(run, alone(recipe("halted-alone", "cluster.workers=0")).folder, 8, (0, 4, 8))
 
 
 @pytest.mark.soak

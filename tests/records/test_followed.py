@@ -69,9 +69,10 @@ def test_one_checkpoint_is_here_at_a_time(other: FollowedRunFolder) -> None:
 
 def test_a_run_that_has_begun_waits_for_its_store(first: MirroredRunFolder, s3: S3Server, tmp_path: Path, remote: ObjectFolder) -> None:
     """Between two groups of workers, at the end, and where others need to see something; a person who begins a run is told at once."""
-    s3.misbehave("GET", "/.lock", BUSY, times=2)
+    s3.misbehave("GET", "/.lock", BUSY, times=1)
     with pytest.raises(UnreachableError):
         first.claim()
+    assert not remote.exists(".lock"), "who could not begin leaves nothing to be watched"
     other = MirroredRunFolder(RunFolder.create(tmp_path / "again").path, remote, patience_s=60.0)
     s3.misbehave("GET", "/.lock", BUSY, times=2)
     claim = other.claim()

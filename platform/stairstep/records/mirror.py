@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +77,8 @@ class Mirror:
     def take(self, watch_s: float = WATCH_S) -> None:
         """Make it ours, or refuse while somebody else is at work on it."""
         holder = self._holder()
-        if holder and not (holder.get("machine") == machine_name() and not process_is_alive(int(holder.get("pid", 0)))):
+        gone = holder.get("machine") == machine_name() and not process_is_alive(int(holder.get("pid", 0)))
+        if holder and not gone and holder.get("token") != self._token:  # ours: it was signed, and the store was away before that was seen
             self._watch(holder, watch_s)
         self._sign()
         self._check_ours()
@@ -105,6 +106,13 @@ class Mirror:
         self._released.set()
         if self._keeper is not None:
             self._keeper.join()
+
+    def abandon(self) -> None:
+        """Nothing was done with it: who comes next need not watch a lock of ours, if the store lets it be taken back."""
+        self.let_go()
+        with suppress(StairstepError, OSError):
+            if self._holder().get("token") == self._token:
+                self.remote.remove([LOCK])
 
     def _holder(self) -> dict[str, Any]:
         return mapping(self.remote.get(LOCK))
@@ -277,7 +285,7 @@ class MirroredClaim(Claim):
             patiently(lambda: mirror.take(watch_s), patience_s)
             patiently(mirror.pull, patience_s)
         except BaseException:
-            mirror.let_go()
+            mirror.abandon()
             super().release()
             raise
 
