@@ -90,10 +90,10 @@ def background() -> Iterator[Callable[..., Future[Any]]]:
         yield pool.submit
 
 
-def train_workers() -> list[psutil.Process]:
-    """The living Ray Train workers of the Ray that this process started."""
+def train_workers(starter: int | None = None) -> list[psutil.Process]:
+    """The living Ray Train workers of the Ray that a process started; by default of this one's."""
     found = []
-    for one in psutil.Process().children(recursive=True):
+    for one in psutil.Process(starter).children(recursive=True):
         try:
             if one.cmdline()[:1] and one.cmdline()[0].startswith(WORKER) and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)

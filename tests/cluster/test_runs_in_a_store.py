@@ -31,7 +31,6 @@ from stairstep.tasks.placing import checkpoint_here
 
 pytestmark = pytest.mark.timeout(1500)
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = "ray::RayTrainWorker"
 STEPS = 14
 OVERRIDES = (f"optim.steps={STEPS}", "checkpoints.every=2", "evaluation.every=7", "cluster.cpus_per_worker=0.5")
 Start = Callable[[Path, Path], subprocess.Popen[bytes]]
@@ -66,18 +65,6 @@ def kill_all(job: subprocess.Popen[bytes]) -> None:
             except psutil.NoSuchProcess:
                 continue
         job.wait()
-
-
-def workers(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The living Ray Train workers of a job."""
-    found = []
-    for one in psutil.Process(job.pid).children(recursive=True):
-        try:
-            if one.cmdline()[:1] and one.cmdline()[0].startswith(WORKER) and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-        except psutil.Error:
-            continue
-    return found
 
 
 def last_checkpoint(run: ObjectFolder) -> int:
@@ -158,7 +145,7 @@ def test_a_killed_worker_and_a_killed_job_change_no_run_in_an_object_store(
     said = (tmp_path / "one.txt").read_text
     tools.wait(lambda: one.poll() is not None or last_checkpoint(run) >= 4, "a checkpoint in the store", every_s=0.2)
     assert one.poll() is None, said()
-    first, _ = workers(one)
+    first, _ = tools.workers(one.pid)
     tools.kill(first)
     tools.wait(lambda: one.poll() is not None or "restarts)" in said(), "the loss", every_s=0.2)
     tools.wait(lambda: one.poll() is not None or last_checkpoint(run) >= 8, "a checkpoint of the next group", every_s=0.2)
