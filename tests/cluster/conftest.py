@@ -17,9 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).parent)]  # tasks_world.py, own_ray.py
+sys.path[:0] = [str(Path(__file__).parents[1] / "tasks"), str(Path(__file__).parent)]  # tasks_world.py, own_ray.py, ray_processes.py
 
-WORKER = "ray::RayTrainWorker"
 NODE_KEY = "NODE_TEST_KEY"
 STORE_KEYS = {"AWS_ACCESS_KEY_ID": "test-key-id", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_EC2_METADATA_DISABLED": "true"}
 """What tests/conftest.py gives a test that uses its store."""
@@ -83,23 +82,18 @@ def recipe(micro: SimpleNamespace) -> Callable[..., Any]:
     return lambda name, *overrides: make_recipe(tree, f"run.name={name}", *overrides)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def background() -> Iterator[Callable[..., Future[Any]]]:
-    """Call something in another thread; the test is free to disturb it."""
+    """Call something in another thread; the test may disturb it. It ends before another test begins."""
     with ThreadPoolExecutor(4) as pool:
         yield pool.submit
 
 
 def train_workers(starter: int | None = None) -> list[psutil.Process]:
     """The living Ray Train workers of the Ray that a process started; by default of this one's."""
-    found = []
-    for one in psutil.Process(starter).children(recursive=True):
-        try:
-            if one.cmdline()[:1] and one.cmdline()[0].startswith(WORKER) and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-        except psutil.Error:
-            continue
-    return found
+    from ray_processes import titled
+
+    return titled("ray::RayTrainWorker", starter)
 
 
 def last_step(folder: Path) -> int:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import ray
 import torch
+from ray_processes import titled
 from safetensors.torch import load_file
 
 from stairstep.cluster.beside import EvaluatorPool, RemoteEvaluator
@@ -50,14 +51,7 @@ def measured(folder: Path) -> dict[tuple[int, str], float]:
 
 def evaluators() -> list[psutil.Process]:
     """The living evaluators of the Ray that this process started."""
-    found = []
-    for one in psutil.Process().children(recursive=True):
-        try:
-            if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::RemoteEvaluator") and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-        except psutil.Error:
-            continue
-    return found
+    return titled("ray::RemoteEvaluator")
 
 
 def at_work(one: psutil.Process) -> bool:

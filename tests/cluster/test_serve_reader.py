@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 from PIL import Image
+from ray_processes import titled
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serve"))  # serve_requests.py
 
@@ -78,15 +79,7 @@ def content(response: httpx.Response) -> str:
 
 def replicas() -> list[psutil.Process]:
     """The living replicas of the Ray that this process started."""
-    found = []
-    for one in psutil.Process().children(recursive=True):
-        try:
-            title = (one.cmdline() or [""])[0]
-            if title.startswith("ray::ServeReplica:reader:Reader") and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-        except psutil.Error:
-            continue
-    return found
+    return titled("ray::ServeReplica:reader:Reader")
 
 
 def test_it_listens_on_this_machine_alone(reader):

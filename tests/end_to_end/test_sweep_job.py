@@ -160,7 +160,7 @@ def child_of(process: subprocess.Popen[str], name: str) -> psutil.Process:
     while time.monotonic() < end:
         for one in psutil.Process(process.pid).children(recursive=True):
             try:
-                if one.cmdline() and one.cmdline()[0].startswith(name):
+                if (one.cmdline() or [""])[0].startswith(name):
                     return one
             except psutil.Error:
                 continue
