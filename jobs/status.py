@@ -16,6 +16,7 @@ import sys
 import time
 
 from jobs.common import readable, run
+from stairstep.records.places import ObjectFolder, place
 from stairstep.sweeps.standing_text import status_lines
 
 EVERY_S = 5.0
@@ -28,8 +29,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("path", nargs="?", default="runs", help="a run, a sweep, or a folder of them; default: runs")
     parser.add_argument("--watch", action="store_true", help=f"again every {EVERY_S:g} seconds, until Ctrl-C")
     options = parser.parse_args(arguments)
+    there = place(options.path)
+    where = there.where() if isinstance(there, ObjectFolder) else ""
     while True:
-        text = "\n".join(status_lines(readable(options.path)))
+        text = "\n".join(status_lines(readable(options.path), where=where))
         print(f"{_CLEAR if options.watch and sys.stdout.isatty() else ''}{text}", flush=True)
         if not options.watch:
             return 0

@@ -24,6 +24,7 @@ import psutil
 import pytest
 import torch
 from curves import alone, same_curve
+from lone_worker import waiting_alone
 from own_ray import BIN, end, free_ports, own_environment, started
 from safetensors.torch import load_file
 
@@ -62,34 +63,6 @@ def test_room_is_what_is_free_and_stays_ours(ray_here: None, tools: SimpleNamesp
     finally:
         for one in (taken, room, rival):
             one.close()
-
-
-def waiting_alone(step: int) -> Callable[[dict[str, Any]], Any]:
-    """The workers' function, in which a group of one does not take a step before it is asked to stop; Ray carries it by value."""
-
-    def work(config: dict[str, Any]) -> Any:
-        import time
-
-        import torch.distributed
-
-        from stairstep.cluster.words import Words
-        from stairstep.cluster.work import work as real
-        from stairstep.training import Trainer
-
-        update, words = Trainer._update, Words(config["group"])
-
-        def patient(self: Trainer, at: int) -> None:
-            limit = time.monotonic() + 200
-            while torch.distributed.get_world_size() == 1 and at >= step and not words.asked_to_stop():
-                if time.monotonic() > limit:
-                    raise RuntimeError("nobody asked this group to stop")
-                time.sleep(0.02)
-            update(self, at)
-
-        Trainer._update = patient  # type: ignore[method-assign]
-        return real(config)
-
-    return work
 
 
 ELASTIC = ("cluster.min_workers=1", "cluster.grow_after_s=0", "evaluation.mode=inline")

@@ -6,6 +6,7 @@ empty cache, as on another machine.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -19,8 +20,11 @@ from typing import Any
 import psutil
 import pytest
 from curves import alone, same_curve
+from lone_worker import waiting_alone
 from safetensors.torch import load_file
 
+from stairstep.cluster import elastic
+from stairstep.cluster.elastic import Room
 from stairstep.cluster.train import train_on_ray
 from stairstep.records import RunFolder, followed, read_json_lines
 from stairstep.records.copies import copy_to_read
@@ -71,15 +75,17 @@ def last_checkpoint(run: ObjectFolder) -> int:
     return max(checkpoint_steps(run.files()), default=0)
 
 
-def of_one_folder(run: ObjectFolder, whole: Path, steps: int, evaluated: tuple[int, ...]) -> None:
-    """What the store has of a run that has ended is what the same run has in one folder."""
+def of_one_folder(run: ObjectFolder, whole: Path, steps: int, evaluated: tuple[int, ...], beside: tuple[int, ...] | None = None) -> None:
+    """What the store has of a run that has ended is what the same run has in one folder; all was evaluated beside, where not told."""
     copy = RunFolder.open(copy_to_read(run))
     status = copy.status
     assert status is not None
     assert (status.state, status.step) == ("finished", steps)
     names = list(run.files())
     assert not [name for name in names if name.startswith("beside/wanted-") or name in ("stop", ".lock")]
-    assert sorted(name for name in names if name.startswith("beside/")) == sorted(f"beside/found-{step}.json" for step in evaluated)
+    assert sorted(name for name in names if name.startswith("beside/")) == sorted(
+        f"beside/found-{step}.json" for step in (evaluated if beside is None else beside)
+    )
     same_curve(copy.path, whole, steps=steps)
     for step in evaluated:
         rows = [read_json_lines(folder / f"eval_step{step}.jsonl") for folder in (copy.path, whole)]
@@ -129,6 +135,40 @@ def test_a_run_in_an_object_store_is_stopped_by_its_driver_and_gone_on_with(
     finished = train_on_ray(made, view=tmp_path / "view")
     assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
     of_one_folder(run, alone(recipe("halted-alone", "cluster.workers=0")).folder, 8, (0, 4, 8))
+
+
+@pytest.mark.soak
+def test_an_elastic_run_in_an_object_store_grows_and_evaluates_in_the_end(
+    ray_here: None,
+    recipe: Callable[..., Any],
+    object_root: str,
+    background: Callable[..., Any],
+    tools: SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The two workers of the second group go on from what the one of the first has put; both look back at all its checkpoints."""
+    monkeypatch.setattr(elastic, "SETTLE_S", 1.0)
+    monkeypatch.setattr("stairstep.cluster.train.work", waiting_alone(4))
+    caplog.set_level(logging.INFO, "stairstep")
+    after = ("evaluation.mode=after", "evaluation.cache=false")
+    made = recipe("grown-stored", *after, "cluster.min_workers=1", "cluster.grow_after_s=0", f"run.root={object_root}")
+    root = place(object_root)
+    assert isinstance(root, ObjectFolder)
+    taken = Room({"CPU": 1.0})
+    taken.ask(3)
+    try:
+        tools.wait(lambda: taken.there() == 3, "three of four CPUs")
+        running = background(train_on_ray, made, view=tmp_path / "view")
+        tools.wait(lambda: running.done() or tools.workers(), "the first worker")
+    finally:
+        taken.close()
+    finished = running.result(timeout=600)
+    assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
+    started = [text.split(" with ")[0] for text in caplog.messages if "Ray Train workers" in text]
+    assert started == ["starting 1 of 2 Ray Train workers", "starting 2 Ray Train workers"]
+    of_one_folder(root / "grown-stored", alone(recipe("grown-alone", *after, "cluster.workers=0")).folder, 8, (0, 4, 8), beside=())
 
 
 @pytest.mark.soak

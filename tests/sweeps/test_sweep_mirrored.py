@@ -339,7 +339,8 @@ def test_a_sweep_and_a_root_are_read_by_url(s3, machine):
     with sweep.claim():
         sweep.write_trial(replace(sweep.trial("a-seed0"), state="finished", seconds=3600.0))
     machine()
-    lines = status_lines(copy_to_read(place(s3.url(SWEEP))))
+    lines = status_lines(copy_to_read(place(s3.url(SWEEP))), where=f"s3://{SWEEP}")
+    assert lines[0].startswith(f"s3://{SWEEP}: a sweep of 2")
     assert "a sweep of 2 trials (1 finished, 1 waiting); 1.00 device hours; by hit@1" in lines[0]
     assert [line.split()[:2] for line in lines[1:]] == [["a-seed0", "finished"], ["a-seed1", "waiting"]]
     assert "hit@1 0.500 at step 4" in lines[1]
@@ -347,7 +348,8 @@ def test_a_sweep_and_a_root_are_read_by_url(s3, machine):
         if name.startswith(f"{SWEEP}/runs/a-seed0/"):
             s3.put(name.replace(f"{SWEEP}/runs/a-seed0", f"{ROOT}/alone"), data)
     copy = copy_to_read(place(s3.url(ROOT)))
-    lines = status_lines(copy)
+    lines = status_lines(copy, where=f"s3://{ROOT}")
+    assert lines[0].startswith(f"s3://{SWEEP}: a sweep of 2")
     assert len(lines) == 4 and lines[3].split()[:2] == ["alone", "finished"]
     assert not list(copy.rglob("*checkpoint*"))
     got = s3.asked("GET", ".json")

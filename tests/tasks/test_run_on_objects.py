@@ -108,7 +108,9 @@ def test_tiles_and_an_evaluation_below_a_url(recipe, object_root, tmp_path, monk
     here = evaluate(local, base=True)
     assert (root / "evaluations/r-base").get("eval_step0.jsonl") == Path(here.folder, "eval_step0.jsonl").read_bytes()
     assert compare_named(named(f"{measured.folder}"), named(str(here.folder)), None)[1] is None
-    assert named(str(measured.folder).replace("r-base?", "r-base:0?"))[0].step == 0
+    (at_step,) = named(str(measured.folder).replace("r-base?", "r-base:0?"))
+    assert at_step.step == 0
+    assert at_step.line == "s3://stairs/base/evaluations/r-base step 0", "what it is called by, not where its copy lies"
 
 
 def test_a_generated_world_is_made_where_the_paths_of_a_run_in_a_store_say(recipe, monkeypatch, tmp_path):

@@ -19,22 +19,23 @@ from .spent import spent
 from .standing import Standing, runs_below, standing_of
 
 
-def status_lines(path: Path, now: float | None = None) -> list[str]:
-    """What there is to say of a run, a sweep, or a folder of them."""
+def status_lines(path: Path, now: float | None = None, where: str = "") -> list[str]:
+    """What there is to say of a run, a sweep, or a folder of them; `where`: how it is called, if it is the copy of something."""
     now = time.time() if now is None else now
+    where = where or str(path)
     if SweepFolder.is_one(path):
-        return sweep_lines(SweepFolder(path), now)
+        return sweep_lines(SweepFolder(path), now, where)
     if RunFolder(path).holds_run():
-        return run_lines(standing_of(path, now))
+        return run_lines(standing_of(path, now), where)
     sweeps, runs = runs_below(path)
-    lines = [line for sweep in sweeps for line in sweep_lines(sweep, now)]
+    lines = [line for sweep in sweeps for line in sweep_lines(sweep, now, f"{where}/{sweep.path.relative_to(path).as_posix()}")]
     return [*lines, *_table([_row(run.name, run, now) for run in runs])]
 
 
-def run_lines(one: Standing) -> list[str]:
-    """A run: where it is, how fast, what it has scored, and what is wrong with it."""
+def run_lines(one: Standing, where: str = "") -> list[str]:
+    """A run, which is called so: where it is, how fast, what it has scored, and what is wrong with it."""
     status = one.status
-    lines = [f"{one.path}: {_where(one)}"]
+    lines = [f"{where or one.path}: {_where(one)}"]
     if one.pace is not None:
         rows = one.batch * one.pace.steps_s
         lines.append(f"  {_speed(one.pace)}, {rows:.3g} rows/s, {one.pace.wait_share:.0%} waiting for data (last {one.pace.steps} steps)")
@@ -55,15 +56,15 @@ def run_lines(one: Standing) -> list[str]:
     return lines + [f"  {line}" for line in _trouble(one)]
 
 
-def sweep_lines(sweep: SweepFolder, now: float) -> list[str]:
-    """A sweep: how many trials are in which state, what it has spent, and a line a trial."""
+def sweep_lines(sweep: SweepFolder, now: float, where: str) -> list[str]:
+    """A sweep, which is called so: how many trials are in which state, what it has spent, and a line a trial."""
     plan, trials = sweep.plan, sweep.trials()
     counts = Counter(one.state for one in trials)
     said = ", ".join(f"{count} {state}" for state, count in counts.items())
     used = spent(sweep)
     cost = f", calls {used.cost:.2f}" if used.cost else ""
     rows = [_trial_row(sweep, one, plan.metrics[0], now) for one in trials]
-    head = f"{sweep.path}: a sweep of {len(trials)} trials ({said}); {used.device_hours:.2f} device hours{cost}; by {plan.metrics[0]}"
+    head = f"{where}: a sweep of {len(trials)} trials ({said}); {used.device_hours:.2f} device hours{cost}; by {plan.metrics[0]}"
     return [head, *_table(rows)]
 
 

@@ -27,23 +27,25 @@ _PLACES = re.compile(r"data\.roots.*|.*[._](path|folder)|tiles\.(store|decode_wo
 
 @dataclass(frozen=True)
 class Named:
-    """A run's evaluation as a person named it; `metric` is what its step was picked by, or None."""
+    """A run's evaluation as a person named it; `metric` is what its step was picked by, or None; `where` is what its folder is, or is
+    the copy of."""
 
     folder: Path
     step: int
     metric: str | None
+    where: str
 
     @property
     def line(self) -> str:
         """Which it is, and why that step."""
-        return f"{self.folder} step {self.step}" + (f" (best {self.metric} on the selection split)" if self.metric else "")
+        return f"{self.where} step {self.step}" + (f" (best {self.metric} on the selection split)" if self.metric else "")
 
 
 def named(text: str) -> list[Named]:
     """The evaluations that `RUN[:STEP]`, or several seeds' `RUN[:STEP],RUN[:STEP]`, names."""
     found = [_named(one) for one in text.split(",")]
     for one, other in combinations(found, 2):
-        _check_seeds(one.folder, other.folder)
+        _check_seeds(one, other)
     return found
 
 
@@ -71,30 +73,30 @@ def _named(text: str) -> Named:
     if parts is None:
         raise InputError(f"'{text}': expected RUN or RUN:STEP, such as runs/tinywiki:50")
     there = place(f"{parts[1]}?{options}" if options else parts[1])
-    folder = copy_to_read(there) if isinstance(there, ObjectFolder) else there
+    folder, where = (copy_to_read(there), there.where()) if isinstance(there, ObjectFolder) else (there, str(there))
     if not folder.is_dir():
         raise InputError(
             f"{folder}: there is no such folder; expected a run folder, such as runs/tinywiki, or runs/tinywiki:50 for its step 50"
         )
     if parts[2] is not None:
-        return Named(folder, int(parts[2]), None)
-    return _best(folder)
+        return Named(folder, int(parts[2]), None, where)
+    return _best(folder, where)
 
 
-def _best(folder: Path) -> Named:
+def _best(folder: Path, where: str) -> Named:
     """The run's best step; where one evaluation is all there is after step 0, that one, and nothing was picked."""
     steps = steps_evaluated(folder)
     trained = [step for step in steps if step] or steps
     if len(trained) == 1:
-        return Named(folder, trained[0], None)
+        return Named(folder, trained[0], None, where)
     if not trained:
-        raise InputError(f"{folder}: there is no evaluation here; expected eval_step<step>.summary.json, as a run folder has them")
+        raise InputError(f"{where}: there is no evaluation here; expected eval_step<step>.summary.json, as a run folder has them")
     metric = RunFolder.open(folder).recipe()["evaluation"]["selection_metric"]
     best = peak_of_run(folder, metric)
     if best is None:
         shown = ", ".join(map(str, steps))
-        raise InputError(f"{folder}: no step has {metric} on the selection split and on the rest; name a step, as {folder}:STEP ({shown})")
-    return Named(folder, best.step, metric)
+        raise InputError(f"{where}: no step has {metric} on the selection split and on the rest; name a step, as {where}:STEP ({shown})")
+    return Named(folder, best.step, metric, where)
 
 
 def _side(several: Sequence[Named], runs: Sequence[Evaluated]) -> Side:
@@ -102,19 +104,20 @@ def _side(several: Sequence[Named], runs: Sequence[Evaluated]) -> Side:
     return Side(name if len(several) == 1 else f"{name} and {len(several) - 1} more", runs)
 
 
-def _check_seeds(one: Path, other: Path) -> None:
+def _check_seeds(one: Named, other: Named) -> None:
     """Refuse what is no second seed of a run: the run itself, its seed again, or a run of another recipe."""
-    if one.resolve() == other.resolve():
-        raise InputError(f"{one}: named twice on one side; a list is of one recipe's runs with other seeds")
-    if not (RunFolder(one).holds_run() and RunFolder(other).holds_run()):
+    if one.folder.resolve() == other.folder.resolve():
+        raise InputError(f"{one.where}: named twice on one side; a list is of one recipe's runs with other seeds")
+    if not (RunFolder(one.folder).holds_run() and RunFolder(other.folder).holds_run()):
         return  # evaluations outside a run say nothing of their recipe
-    recipes = [RunFolder(path).recipe() for path in (one, other)]
+    recipes = [RunFolder(each.folder).recipe() for each in (one, other)]
     trained, otherwise = ({key: recipe.get(key) for key in _TRAINED} for recipe in recipes)
     found = [differ for differ in differences(trained, otherwise) if not _PLACES.fullmatch(differ[0])]
     if found:
         key, here, there = found[0]
         raise InputError(
-            f"{one} and {other} are not one recipe with two seeds ({key}: {here!r} and {there!r}); a list is of one recipe's runs"
+            f"{one.where} and {other.where} are not one recipe with two seeds ({key}: {here!r} and {there!r}); "
+            "a list is of one recipe's runs"
         )
     if recipes[0]["run"]["seed"] == recipes[1]["run"]["seed"]:
-        raise InputError(f"{other}: has the seed of {one} ({recipes[0]['run']['seed']}); a list is of runs with other seeds")
+        raise InputError(f"{other.where}: has the seed of {one.where} ({recipes[0]['run']['seed']}); a list is of runs with other seeds")
