@@ -1,20 +1,27 @@
 """What Ray Train adds to a step: the same training in one process without Ray and as one worker of Ray Train, taking turns by the second.
 
 python bench/ray_overhead.py                                 200 steps of each side in 4 rounds, some fifteen minutes on a quiet machine
+python bench/ray_overhead.py --shared                        all threads of the process that trains on one core
 python bench/ray_overhead.py --steps 40 --rounds 1           a look
 
 All sides are `python -m jobs.train recipes/tinywiki.yaml` with the same overrides, one thread and one process that trains: cluster.workers
 is 0 or 1. There are no evaluations and no checkpoints but the last. In a round all are started and then halted and let go in turns of a
 few seconds, each with all its processes, Ray's included: the speed of a virtual machine changes within a minute by more than is to be
-measured here, but all sides then meet the same. The process that trains has the first core, and whatever else belongs to a side the others,
-as on a node that has cores to spare for Ray. Where "cores" are threads of one core, what Ray's own processes and our driver take is taken
-from the one that trains: so a third side is the bare loop beside a process that does nothing for as much of a core, round by round what
-Ray's took in the round before (in the first one: a tenth). What counts is the wall time from the end of a step to the end of the next, as
-metrics.jsonl has it (in milliseconds), where both ends lie in one turn; so the log, the heartbeat, the agreement on stopping and whatever
-Ray does beside them are in it. Step n computes the same on both sides (the losses are compared) and is compared with itself: the ratio is
-the geometric mean, over rounds, of the median over steps; its interval is the bootstrap's, over rounds and over runs of steps within them.
+measured here, but all sides then meet the same.
 
-Needs ray. Writes bench/results/ray_overhead.json; exit code 1 if the losses differ or the ratio is above the goal.
+The thread that trains has the first core, and whatever else belongs to a side the others, the other threads of its process too: so would a
+node place them that has a core to spare. Where none is to spare (--shared), those threads, which Ray wakes some two hundred times a second,
+interrupt the one that trains. Where "cores" are threads of one core, what Ray's own processes and our driver take is taken from the one
+that trains: so a third side is the bare loop beside a process that does nothing for as much of a core, round by round what Ray's took in
+the round before (in the first one: a tenth).
+
+What counts is the wall time from the end of a step to the end of the next, as metrics.jsonl has it (in milliseconds), where both ends lie
+in one turn; so the log, the heartbeat, the agreement on stopping and whatever Ray does beside them are in it. Step n computes the same on
+both sides (the losses are compared) and is compared with itself: the ratio is the geometric mean, over rounds, of the median over steps;
+its interval is the bootstrap's, over rounds and over runs of steps within them.
+
+Needs ray. Writes bench/results/ray_overhead.json (ray_overhead_shared.json); exit code 1 if the losses differ or the ratio is above the
+goal.
 """
 
 from __future__ import annotations
@@ -36,7 +43,7 @@ import psutil
 from stairstep.records import MetricLog, describe_environment, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results" / "ray_overhead.json"
+RESULTS = Path(__file__).parent / "results"
 GOAL = 1.03
 DROPPED = 5  # steps at the beginning of a run
 TURN_S = 4.0
@@ -73,9 +80,9 @@ Ratio = tuple[float, float, float]
 class Side:
     """One run in processes of its own, which can be halted and let go, and the turns that it had."""
 
-    def __init__(self, root: Path, name: str, side: str, steps: int, load: float = 0.0) -> None:
-        """`load`: how much of a core a process beside it takes in its turns."""
-        self.load = load
+    def __init__(self, root: Path, name: str, side: str, steps: int, load: float = 0.0, shared: bool = False) -> None:
+        """`load`: how much of a core a process beside it takes in its turns; `shared`: all threads of the process that trains have one."""
+        self.load, self.shared = load, shared
         self.log, self.said = MetricLog(root / name / "metrics.jsonl"), root / f"{name}.txt"
         self.turns: list[Turn] = []
         self.others_s = 0.0  # CPU seconds that its processes but the one that trains took in its turns
@@ -112,6 +119,7 @@ class Side:
     def turn(self) -> None:
         """Let it run alone for a while, to its end if that comes first."""
         before = self._others()
+        self._pin()
         start = time.time()
         self._each("resume")
         with beside(self.load):
@@ -137,13 +145,16 @@ class Side:
         return next((one for one in found if one.cmdline()[:1] and one.cmdline()[0].startswith(TRAINER)), found[0])
 
     def _pin(self) -> None:
+        """Give what trains the first core and all else the others; what has begun since the last time is where its maker was."""
         cores = sorted(os.sched_getaffinity(0))
         trainer = self._trainer()
+        trains = max(trainer.threads(), key=lambda one: one.user_time).id
         for one in self._processes():
-            mine = cores[:1] if one.pid == trainer.pid else cores[1:] or cores
             with suppress(OSError):
-                for thread in os.listdir(f"/proc/{one.pid}/task"):
-                    os.sched_setaffinity(int(thread), mine)
+                for thread in map(int, os.listdir(f"/proc/{one.pid}/task")):
+                    first = one.pid == trainer.pid if self.shared else thread == trains
+                    with suppress(ProcessLookupError):
+                        os.sched_setaffinity(thread, cores[:1] if first else cores[1:] or cores)
 
     def _others(self) -> dict[int, float]:
         """CPU seconds by now of each process but the one that trains."""
@@ -183,13 +194,13 @@ def beside(load: float) -> Iterator[None]:
             idler.kill()
 
 
-def round_of(root: Path, number: int, steps: int, load: float) -> dict[str, Side]:
+def round_of(root: Path, number: int, steps: int, load: float, shared: bool) -> dict[str, Side]:
     """All sides to their ends, in turns."""
     order = list(SIDES) if number % 2 == 0 else list(SIDES)[::-1]
     sides: dict[str, Side] = {}
     try:
         for side in order:
-            sides[side] = Side(root, f"{side}-{number}", side, steps, load if side == "loaded" else 0.0)
+            sides[side] = Side(root, f"{side}-{number}", side, steps, load if side == "loaded" else 0.0, shared)
             if sides[side].begun():
                 sides[side].halt()
         while not any(one.over() for one in sides.values()):
@@ -273,6 +284,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="steps of each side, over all rounds; those between two turns are left out")
     parser.add_argument("--rounds", type=int, default=4, help="runs of each side")
+    parser.add_argument("--shared", action="store_true", help="the process that trains has one core for all its threads")
     options = parser.parse_args()
     if options.rounds < 1 or options.steps < 20 * options.rounds:
         parser.error("expected one round at least, and twenty steps in each")
@@ -284,16 +296,17 @@ def main() -> int:
         root = Path(folder)
         Side(root, "first", "bare", 1).end()  # makes the world and looks at its tiles
         for number in range(options.rounds):
-            sides = round_of(root, number, each, measured.others[-1] if number else FIRST_LOAD)
+            sides = round_of(root, number, each, measured.others[-1] if number else FIRST_LOAD, options.shared)
             print(f"round {number + 1}, {measured.take(sides)}", flush=True)
     ray, loaded = (ratio_of(measured.logs[side]) for side in ("ray", "loaded"))
     report = measured.report()
     alike = report["losses_equal"]
     print(f"Ray Train ÷ bare loop: {shown(ray)}, at most {GOAL} wanted; losses {'equal' if alike else 'DIFFER'}")
     print(f"bare loop beside as much load ÷ bare loop: {shown(loaded)}; that much is this machine's")
-    RESULTS.parent.mkdir(exist_ok=True)
-    report |= {"arguments": {"steps": options.steps, "rounds": options.rounds}, "load_at_start": round(load, 2)}
-    write_json(RESULTS, {**report, "load_at_end": round(os.getloadavg()[0], 2), "environment": describe_environment()})
+    report |= {"arguments": vars(options), "load_at_start": round(load, 2), "load_at_end": round(os.getloadavg()[0], 2)}
+    RESULTS.mkdir(exist_ok=True)
+    name = "ray_overhead_shared.json" if options.shared else "ray_overhead.json"
+    write_json(RESULTS / name, {**report, "environment": describe_environment()})
     return 0 if alike and ray[0] <= GOAL else 1
 
 

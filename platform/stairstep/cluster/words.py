@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ray.experimental import internal_kv  # Ray's Serve and Data keep theirs there; no public function does
 
 _SPACE = b"stairstep"
+_LOOK_S = 0.5
 
 
 class Keys(Protocol):
@@ -59,6 +61,7 @@ class Words:
     def __init__(self, group: str, keys: Keys | None = None) -> None:
         self.group, self._keys = group, keys or RayKeys()
         self._shown = self._seen = 0
+        self._looked, self._stop = float("-inf"), False
         self._lock = threading.RLock()  # what Ray says meanwhile may be shown as well
 
     # --- the driver's
@@ -93,8 +96,10 @@ class Words:
     # --- the workers'
 
     def asked_to_stop(self) -> bool:
-        """Whether the driver wants the group to stop; cheap enough for every step."""
-        return self._keys.get(self._key("stop")) is not None
+        """Whether the driver wants the group to stop, or did half a second ago: a look takes a millisecond, and steps may be short."""
+        if time.monotonic() - self._looked >= _LOOK_S:
+            self._looked, self._stop = time.monotonic(), self._keys.get(self._key("stop")) is not None
+        return self._stop
 
     def show(self, text: bytes) -> None:
         """A piece of the first worker's screen."""

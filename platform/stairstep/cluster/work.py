@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.train import get_context
 from ray.train import report as ray_report
 
-from stairstep.objectives import ProcessGroup
+from stairstep.objectives import Alone, Collective, ProcessGroup
 from stairstep.records import Claim, RunFolder, logging_setup
 from stairstep.settings import InputError, StairstepError, TrainingError, build, from_plain
 from stairstep.settings import errors as project_errors
@@ -52,7 +53,8 @@ def work(config: Mapping[str, Any]) -> dict[str, Any]:
     from stairstep.tasks.run import train  # here: Ray's controller loads this module too, and needs no model library
 
     recipe = build(Recipe, from_plain(config["recipe"], "recipe"))
-    run, workers, words = run_place(recipe), ProcessGroup(), Words(config["group"])
+    run, words = run_place(recipe), Words(config["group"])
+    workers: Collective = ProcessGroup() if get_context().get_world_size() > 1 else Alone()  # who is alone need not ask a group of one
     with ExitStack() as stack:
         if workers.rank == 0:
             stack.enter_context(on_screen(words, config["terminal"]))
