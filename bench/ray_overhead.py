@@ -1,6 +1,6 @@
 """What Ray Train adds to a step: the same training in one process without Ray and as one worker of Ray Train, taking turns by the second.
 
-python bench/ray_overhead.py                                 200 steps of each side in 4 rounds, some fifteen minutes on a quiet machine
+python bench/ray_overhead.py                                 200 steps of each side in 8 rounds, some twenty minutes on a quiet machine
 python bench/ray_overhead.py --shared                        all threads of the process that trains on one core
 python bench/ray_overhead.py --steps 40 --rounds 1           a look
 
@@ -16,7 +16,7 @@ that trains: so a third side is the bare loop beside a process that does nothing
 the round before (in the first one: a tenth).
 
 What counts is the wall time from the end of a step to the end of the next, as metrics.jsonl has it (in milliseconds), where both ends lie
-in one turn; so the log, the heartbeat, the agreement on stopping and whatever Ray does beside them are in it. Step n computes the same on
+in one turn; so the log, the heartbeat, the look for a stop and whatever Ray does beside them are in it. Step n computes the same on
 both sides (the losses are compared) and is compared with itself: the ratio is the geometric mean, over rounds, of the median over steps;
 its interval is the bootstrap's, over rounds and over runs of steps within them.
 
@@ -51,6 +51,7 @@ TRAINER = "ray::RayTrainWorker"  # its title; without Ray the job itself trains
 TOGETHER = 5  # steps that the bootstrap draws together: neighbours share the machine's mood
 SIDES = {"bare": 0, "ray": 1, "loaded": 0}  # cluster.workers
 FIRST_LOAD = 0.1
+FIRST_LOOK_S = 1.0
 IDLER = """
 import sys, time
 while True:
@@ -85,7 +86,9 @@ class Side:
         self.load, self.shared = load, shared
         self.log, self.said = MetricLog(root / name / "metrics.jsonl"), root / f"{name}.txt"
         self.turns: list[Turn] = []
-        self.others_s = 0.0  # CPU seconds that its processes but the one that trains took in its turns
+        self.others_s = 0.0  # CPU seconds that all of it but what trains took in its turns
+        self._spent: dict[int, float] = {}  # CPU seconds of the threads of the process that trains, when it was looked last
+        self._trains = 0  # the thread that trains
         overrides = (*WHAT, f"run.root={root}", f"run.name={name}", f"optim.steps={steps}", f"cluster.workers={SIDES[side]}")
         command = [sys.executable, "-m", "jobs.train", "recipes/tinywiki.yaml", *overrides]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "platform"), str(ROOT)])}
@@ -107,6 +110,8 @@ class Side:
         """Wait until it has taken its first steps, and give its processes their cores; false if it has ended by then."""
         while not self.over():
             if len(self.rows()) > DROPPED:
+                self._spent = _threads(self._trainer())
+                time.sleep(FIRST_LOOK_S)
                 self._pin()
                 return True
             time.sleep(0.1)
@@ -118,8 +123,8 @@ class Side:
 
     def turn(self) -> None:
         """Let it run alone for a while, to its end if that comes first."""
-        before = self._others()
         self._pin()
+        before = self._others()
         start = time.time()
         self._each("resume")
         with beside(self.load):
@@ -130,7 +135,7 @@ class Side:
         self.others_s += sum(took - before.get(one, 0.0) for one, took in self._others().items())
 
     def others(self) -> float:
-        """How much of a core its processes but the one that trains took in its turns."""
+        """How much of a core all of it but what trains took in its turns."""
         return self.others_s / sum(end - start for start, end in self.turns)
 
     def _processes(self) -> list[psutil.Process]:
@@ -142,29 +147,37 @@ class Side:
     def _trainer(self) -> psutil.Process:
         """The process that trains."""
         found = self._processes()
-        return next((one for one in found if one.cmdline()[:1] and one.cmdline()[0].startswith(TRAINER)), found[0])
+        for one in found:
+            with suppress(psutil.Error):
+                if (one.cmdline() or [""])[0].startswith(TRAINER):
+                    return one
+        return found[0]
 
     def _pin(self) -> None:
         """Give what trains the first core and all else the others; what has begun since the last time is where its maker was."""
-        cores = sorted(os.sched_getaffinity(0))
-        trainer = self._trainer()
-        trains = max(trainer.threads(), key=lambda one: one.user_time).id
+        cores, trainer = sorted(os.sched_getaffinity(0)), self._trainer()
+        spent = _threads(trainer)
+        self._trains = max(spent, key=lambda one: spent[one] - self._spent.get(one, 0.0))  # since the last look: imports took long too
+        self._spent = spent
         for one in self._processes():
             with suppress(OSError):
                 for thread in map(int, os.listdir(f"/proc/{one.pid}/task")):
-                    first = one.pid == trainer.pid if self.shared else thread == trains
+                    first = one.pid == trainer.pid if self.shared else thread == self._trains
                     with suppress(ProcessLookupError):
                         os.sched_setaffinity(thread, cores[:1] if first else cores[1:] or cores)
 
     def _others(self) -> dict[int, float]:
-        """CPU seconds by now of each process but the one that trains."""
-        trainer, found = None, {}
-        for one in self._processes():
+        """CPU seconds by now of each process but the one that trains, and of what has not its core of the threads of that one."""
+        found: dict[int, float] = {}
+        processes = self._processes()
+        trainer = self._trainer().pid if processes else 0
+        for one in processes:
             with suppress(psutil.NoSuchProcess):
-                trainer = trainer or self._trainer().pid
                 if one.pid != trainer:
                     times = one.cpu_times()
                     found[one.pid] = times.user + times.system
+                elif not self.shared:
+                    found |= {thread: took for thread, took in _threads(one).items() if thread != self._trains}
         return found
 
     def _each(self, what: str) -> None:
@@ -177,6 +190,11 @@ class Side:
         self._each("resume")
         while not self.over():
             time.sleep(0.2)
+
+
+def _threads(process: psutil.Process) -> dict[int, float]:
+    """CPU seconds by now of each of its threads."""
+    return {one.id: one.user_time + one.system_time for one in process.threads()}
 
 
 @contextmanager
@@ -283,11 +301,11 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="steps of each side, over all rounds; those between two turns are left out")
-    parser.add_argument("--rounds", type=int, default=4, help="runs of each side")
+    parser.add_argument("--rounds", type=int, default=8, help="runs of each side; two of the same differ by some parts in a hundred here")
     parser.add_argument("--shared", action="store_true", help="the process that trains has one core for all its threads")
     options = parser.parse_args()
     if options.rounds < 1 or options.steps < 20 * options.rounds:
-        parser.error("expected one round at least, and twenty steps in each")
+        parser.error(f"{options.steps} steps in {options.rounds} rounds: expected one round at least, and twenty steps in each")
     each = -(-options.steps * 3 // 2 // options.rounds) + DROPPED + 1  # a third is cut by turns
     load = os.getloadavg()[0]
     print(f"{options.rounds} rounds of {each} steps a side, {os.cpu_count()} cores, load {load:.1f}", flush=True)

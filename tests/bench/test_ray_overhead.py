@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def test_a_side_that_is_halted_takes_no_step(tmp_path: Path):
     try:
         assert side.begun()
         side.halt()
+        cores = sorted(os.sched_getaffinity(0))
+        spent = {one.id: one.user_time for one in psutil.Process(side.job.pid).threads()}
+        trains = max(spent, key=spent.__getitem__)
+        for thread in spent:
+            assert os.sched_getaffinity(thread) == set(cores[:1] if thread == trains else cores[1:] or cores)
         logged = len(side.rows())
         time.sleep(2.0)
         assert len(side.rows()) == logged
