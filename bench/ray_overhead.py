@@ -1,6 +1,6 @@
 """What Ray Train adds to a step: the same training in one process without Ray and as one worker of Ray Train, taking turns by the second.
 
-python bench/ray_overhead.py                                 200 steps of each side in 8 rounds, some twenty minutes on a quiet machine
+python bench/ray_overhead.py                                 200 steps of each side in 4 rounds, some fifteen minutes on a quiet machine
 python bench/ray_overhead.py --shared                        all threads of the process that trains on one core
 python bench/ray_overhead.py --steps 40 --rounds 1           a look
 
@@ -301,7 +301,7 @@ def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="steps of each side, over all rounds; those between two turns are left out")
-    parser.add_argument("--rounds", type=int, default=8, help="runs of each side; two of the same differ by some parts in a hundred here")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each side; two of the same differ by some parts in a hundred here")
     parser.add_argument("--shared", action="store_true", help="the process that trains has one core for all its threads")
     options = parser.parse_args()
     if options.rounds < 1 or options.steps < 20 * options.rounds:

@@ -84,7 +84,7 @@ def recipe(micro: SimpleNamespace) -> Callable[..., Any]:
 
 @pytest.fixture
 def background() -> Iterator[Callable[..., Future[Any]]]:
-    """Call something in another thread; the test may disturb it. It ends before another test begins."""
+    """Call something in another thread; the test may disturb it. It ends before another test begins, unless time runs out for it."""
     with ThreadPoolExecutor(4) as pool:
         yield pool.submit
 

@@ -16,7 +16,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from stairstep.cluster import elastic
+from stairstep.cluster import elastic, words
 from stairstep.cluster.elastic import SETTLE_S, GroupWatch, Sizing
 from stairstep.cluster.seen import SeenRun
 from stairstep.cluster.session import Session
@@ -152,6 +152,28 @@ def test_nodes_and_wishes_are_those_of_the_group() -> None:
     assert not Words("run-1", keys).asked_to_stop()
     Words("run-1", keys).forget()
     assert (Words("run-1", keys).nodes(), Words("run-10", keys).nodes()) == (set(), {"cc"})
+
+
+def test_a_stop_is_looked_for_twice_a_second_and_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(MemoryKeys):
+        asked = 0
+
+        def get(self, key: str) -> bytes | None:
+            self.asked += 1
+            return super().get(key)
+
+    clock, keys = [100.0], Counted()
+    monkeypatch.setattr(words.time, "monotonic", lambda: clock[0])
+    worker = Words("run-1", keys)
+    assert not worker.asked_to_stop()
+    Words("run-1", keys).ask_to_stop("it is late")
+    for later in (0.1, 0.2, 0.1):
+        clock[0] += later
+        assert not worker.asked_to_stop()
+    assert keys.asked == 1
+    clock[0] += 0.11
+    assert worker.asked_to_stop()
+    assert worker.asked_to_stop() and keys.asked == 2
 
 
 def test_the_fewest_are_not_more_than_all(recipe: MakeRecipe) -> None:

@@ -156,19 +156,20 @@ def test_an_elastic_run_in_an_object_store_grows_and_evaluates_in_the_end(
     made = recipe("grown-stored", *after, "cluster.min_workers=1", "cluster.grow_after_s=0", f"run.root={object_root}")
     root = place(object_root)
     assert isinstance(root, ObjectFolder)
+    run = root / "grown-stored"
     taken = Room({"CPU": 1.0})
     taken.ask(3)
     try:
         tools.wait(lambda: taken.there() == 3, "three of four CPUs")
         running = background(train_on_ray, made, view=tmp_path / "view")
-        tools.wait(lambda: running.done() or tools.workers(), "the first worker")
+        tools.wait(lambda: running.done() or 3 in checkpoint_steps(run.files()), "a checkpoint of the first worker", every_s=0.2)
     finally:
         taken.close()
     finished = running.result(timeout=600)
     assert (finished.outcome.reason, finished.outcome.step) == ("finished", 8)
     started = [text.split(" with ")[0] for text in caplog.messages if "Ray Train workers" in text]
     assert started == ["starting 1 of 2 Ray Train workers", "starting 2 Ray Train workers"]
-    of_one_folder(root / "grown-stored", alone(recipe("grown-alone", *after, "cluster.workers=0")).folder, 8, (0, 4, 8), beside=())
+    of_one_folder(run, alone(recipe("grown-alone", *after, "cluster.workers=0")).folder, 8, (0, 4, 8), beside=())
 
 
 @pytest.mark.soak

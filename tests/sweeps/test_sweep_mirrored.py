@@ -17,6 +17,7 @@ import pytest
 import yaml
 from s3_server import S3Server, status
 
+from jobs import status as job
 from stairstep.records import mirror as mirrors
 from stairstep.records.copies import copy_to_read
 from stairstep.records.mirror import TakenOverError
@@ -339,17 +340,13 @@ def test_a_sweep_and_a_root_are_read_by_url(s3, machine):
     with sweep.claim():
         sweep.write_trial(replace(sweep.trial("a-seed0"), state="finished", seconds=3600.0))
     machine()
-    lines = status_lines(copy_to_read(place(s3.url(SWEEP))), where=f"s3://{SWEEP}")
-    assert lines[0].startswith(f"s3://{SWEEP}: a sweep of 2")
+    lines = status_lines(copy_to_read(place(s3.url(SWEEP))))
     assert "a sweep of 2 trials (1 finished, 1 waiting); 1.00 device hours; by hit@1" in lines[0]
     assert [line.split()[:2] for line in lines[1:]] == [["a-seed0", "finished"], ["a-seed1", "waiting"]]
     assert "hit@1 0.500 at step 4" in lines[1]
-    for name, data in list(s3.objects.items()):
-        if name.startswith(f"{SWEEP}/runs/a-seed0/"):
-            s3.put(name.replace(f"{SWEEP}/runs/a-seed0", f"{ROOT}/alone"), data)
+    put_alone(s3)
     copy = copy_to_read(place(s3.url(ROOT)))
-    lines = status_lines(copy, where=f"s3://{ROOT}")
-    assert lines[0].startswith(f"s3://{SWEEP}: a sweep of 2")
+    lines = status_lines(copy)
     assert len(lines) == 4 and lines[3].split()[:2] == ["alone", "finished"]
     assert not list(copy.rglob("*checkpoint*"))
     got = s3.asked("GET", ".json")
@@ -363,3 +360,33 @@ def test_a_sweep_and_a_root_are_read_by_url(s3, machine):
     assert isinstance(remote, ObjectFolder)
     with pytest.raises(InputError, match="no run and no sweep is here"):
         copy_to_read(remote)
+
+
+def put_alone(s3: S3Server) -> None:
+    """The first trial's run once more, as one of no sweep."""
+    for name, data in list(s3.objects.items()):
+        if name.startswith(f"{SWEEP}/runs/a-seed0/"):
+            s3.put(name.replace(f"{SWEEP}/runs/a-seed0", f"{ROOT}/alone"), data)
+
+
+def test_what_lies_in_a_store_is_called_by_its_url(s3, machine, capsys):
+    def first_word(place: str) -> str:
+        assert job.main([s3.url(place)]) == 0
+        return capsys.readouterr().out.split()[0]
+
+    sweep = write(machine())
+    put_run(s3)
+    with sweep.claim():
+        sweep.write_trial(replace(sweep.trial("a-seed0"), state="finished", seconds=3600.0))
+    put_alone(s3)
+    machine()
+    assert first_word(SWEEP) == first_word(ROOT) == f"s3://{SWEEP}:"
+    assert first_word(f"{ROOT}/alone") == f"s3://{ROOT}/alone:"
+    del s3.objects[f"{ROOT}/alone/status.json"]
+    with pytest.raises(StairstepError, match=rf"^s3://{ROOT}/alone: this run has no status\.json yet"):
+        job.main([s3.url(f"{ROOT}/alone")])
+    job.main([s3.url(ROOT)])
+    assert capsys.readouterr().out.splitlines()[-1].split() == [
+        *("alone", "?", "this", "run", "has", "no", "status.json", "yet;"),
+        *("it", "is", "being", "opened,", "or", "was", "never", "started"),
+    ]

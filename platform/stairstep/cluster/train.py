@@ -2,8 +2,9 @@
 
 Ray places workers and is told metrics; checkpoints belong to the run folder, and how often a group is replaced is decided here, because
 only here is known whether another try can help. `fit()` runs off the main thread, so that Ctrl-C and SIGTERM reach our stop flag: the
-group is asked to stop (words.py), which the first worker hears at the end of a step and all workers agree on. A group whose node is about
-to go, or that is smaller than it could be, is asked to stop in the same way (elastic.py), and another goes on from its checkpoint.
+group is asked to stop (words.py), which the first worker hears at the end of a step, of short ones half a second later, and all workers
+agree on. A group whose node is about to go, or that is smaller than it could be, is asked to stop in the same way (elastic.py), and another
+goes on from its checkpoint.
 """
 
 from __future__ import annotations

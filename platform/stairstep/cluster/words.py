@@ -96,7 +96,7 @@ class Words:
     # --- the workers'
 
     def asked_to_stop(self) -> bool:
-        """Whether the driver wants the group to stop, or did half a second ago: a look takes a millisecond, and steps may be short."""
+        """Whether the driver wants the group to stop, as of half a second ago at most: a look takes a millisecond, steps may be short."""
         if time.monotonic() - self._looked >= _LOOK_S:
             self._looked, self._stop = time.monotonic(), self._keys.get(self._key("stop")) is not None
         return self._stop

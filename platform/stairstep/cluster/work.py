@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: the very loop of `tasks.run`, over the process group that Ray has set up.
+"""What each Ray Train worker runs: the very loop of `tasks.run`, over the process group that Ray has set up where they are several.
 
 An error that another try would meet again is told to the driver (words.py); what is raised for Ray's sake, to
 tear the group down, is always the same plain exception, because an arbitrary one need not survive the way between processes.
@@ -54,7 +54,7 @@ def work(config: Mapping[str, Any]) -> dict[str, Any]:
 
     recipe = build(Recipe, from_plain(config["recipe"], "recipe"))
     run, words = run_place(recipe), Words(config["group"])
-    workers: Collective = ProcessGroup() if get_context().get_world_size() > 1 else Alone()  # who is alone need not ask a group of one
+    workers: Collective = ProcessGroup() if get_context().get_world_size() > 1 else Alone()
     with ExitStack() as stack:
         if workers.rank == 0:
             stack.enter_context(on_screen(words, config["terminal"]))

@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -74,6 +75,15 @@ def copy_to_read(remote: ObjectFolder) -> Path:
         for name in there:
             follow(remote / name, folder / name)
     return folder
+
+
+@contextmanager
+def told_as(folder: Path, where: str) -> Iterator[None]:
+    """What is wrong with a copy is told of what it is the copy of."""
+    try:
+        yield
+    except StairstepError as error:
+        raise type(error)(str(error).replace(str(folder), where)) from None
 
 
 def follow(remote: ObjectFolder, folder: Path) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stairstep.records import RunFolder
+from stairstep.records.copies import told_as
 from stairstep.records.gpu import shown_gpu
 from stairstep.records.pace import Pace
 from stairstep.records.reading import shown_reading
@@ -22,14 +23,15 @@ from .standing import Standing, runs_below, standing_of
 def status_lines(path: Path, now: float | None = None, where: str = "") -> list[str]:
     """What there is to say of a run, a sweep, or a folder of them; `where`: how it is called, if it is the copy of something."""
     now = time.time() if now is None else now
-    where = where or str(path)
-    if SweepFolder.is_one(path):
-        return sweep_lines(SweepFolder(path), now, where)
-    if RunFolder(path).holds_run():
-        return run_lines(standing_of(path, now), where)
-    sweeps, runs = runs_below(path)
-    lines = [line for sweep in sweeps for line in sweep_lines(sweep, now, f"{where}/{sweep.path.relative_to(path).as_posix()}")]
-    return [*lines, *_table([_row(run.name, run, now) for run in runs])]
+    with told_as(path, where or str(path)):
+        if SweepFolder.is_one(path):
+            return sweep_lines(SweepFolder(path), now, where)
+        if RunFolder(path).holds_run():
+            return run_lines(standing_of(path, now), where)
+        sweeps, runs = runs_below(path)
+        below = {sweep.path: where and f"{where}/{sweep.path.relative_to(path).as_posix()}" for sweep in sweeps}
+        lines = [line for sweep in sweeps for line in sweep_lines(sweep, now, below[sweep.path])]
+        return [*lines, *_table([_row(run.name, run, now) for run in runs])]
 
 
 def run_lines(one: Standing, where: str = "") -> list[str]:
@@ -56,7 +58,7 @@ def run_lines(one: Standing, where: str = "") -> list[str]:
     return lines + [f"  {line}" for line in _trouble(one)]
 
 
-def sweep_lines(sweep: SweepFolder, now: float, where: str) -> list[str]:
+def sweep_lines(sweep: SweepFolder, now: float, where: str = "") -> list[str]:
     """A sweep, which is called so: how many trials are in which state, what it has spent, and a line a trial."""
     plan, trials = sweep.plan, sweep.trials()
     counts = Counter(one.state for one in trials)
@@ -64,7 +66,9 @@ def sweep_lines(sweep: SweepFolder, now: float, where: str) -> list[str]:
     used = spent(sweep)
     cost = f", calls {used.cost:.2f}" if used.cost else ""
     rows = [_trial_row(sweep, one, plan.metrics[0], now) for one in trials]
-    head = f"{where}: a sweep of {len(trials)} trials ({said}); {used.device_hours:.2f} device hours{cost}; by {plan.metrics[0]}"
+    head = (
+        f"{where or sweep.path}: a sweep of {len(trials)} trials ({said}); {used.device_hours:.2f} device hours{cost}; by {plan.metrics[0]}"
+    )
     return [head, *_table(rows)]
 
 
@@ -141,7 +145,7 @@ def _row(name: str, run: Path, now: float) -> list[str]:
     try:
         one = standing_of(run, now)
     except StairstepError as error:
-        return [name, "?", str(error)]
+        return [name, "?", str(error).removeprefix(f"{run}: ")]  # its name stands before it
     active = one.status.active()
     state = one.trouble.upper() or one.status.state
     left = f"{span(one.left_s)} left" if active and one.left_s is not None else ""

@@ -16,7 +16,7 @@ from stairstep.evaluation.comparison import Compared, check_same_questions, comp
 from stairstep.evaluation.evaluated import Evaluated, Side, read_evaluated, steps_evaluated
 from stairstep.evaluation.peaks import peak_of_run
 from stairstep.records import RunFolder
-from stairstep.records.copies import copy_to_read
+from stairstep.records.copies import copy_to_read, told_as
 from stairstep.records.places import ObjectFolder, is_url, place
 from stairstep.records.resume import differences
 from stairstep.settings import InputError
@@ -52,7 +52,7 @@ def named(text: str) -> list[Named]:
 def compare_named(first: Sequence[Named], second: Sequence[Named], set_name: str | None) -> tuple[Compared, int | None]:
     """The comparison; and over how many questions, where these are the ones that no step was picked by, else None."""
     both = [*first, *second]
-    runs = [read_evaluated(one.folder, one.step, set_name) for one in both]
+    runs = [_read(one, set_name) for one in both]
     check_same_questions(runs)
     held = None
     if any(one.metric for one in both):
@@ -95,8 +95,13 @@ def _best(folder: Path, where: str) -> Named:
     best = peak_of_run(folder, metric)
     if best is None:
         shown = ", ".join(map(str, steps))
-        raise InputError(f"{where}: no step has {metric} on the selection split and on the rest; name a step, as {where}:STEP ({shown})")
+        raise InputError(f"{where}: no step has {metric} on the selection split and on the rest; name a step, as RUN:STEP ({shown})")
     return Named(folder, best.step, metric, where)
+
+
+def _read(one: Named, set_name: str | None) -> Evaluated:
+    with told_as(one.folder, one.where):
+        return read_evaluated(one.folder, one.step, set_name)
 
 
 def _side(several: Sequence[Named], runs: Sequence[Evaluated]) -> Side:
