@@ -95,7 +95,7 @@ INPUTS: dict[str, Input] = {
     "gpu.node": assumed(8, "GPUs a node", "what clouds put together"),
     "link.node": assumed(100, "GB/s", "all-reduce between the GPUs of a node"),
     "link.between": assumed(5, "GB/s", "all-reduce between nodes, a GPU's share"),
-    "ray.overhead": assumed(0.03, "of a step", "under Ray Train against the bare loop: the goal of bench/ray_overhead.py"),
+    "ray.overhead": measured(0.020, "of a step", "bench/results/ray_overhead.json, 2026-11-30: between -0.014 and 0.060"),
     "evaluate.gpus": assumed(4, "GPUs", "of evaluators beside training, where there are any: as many as their group may grow to"),
     "start": assumed(300, "s", "nodes come, the environment is there, 4.3 GB of weights are read"),
     # -- tiles
