@@ -163,7 +163,7 @@ def test_a_stop_is_looked_for_twice_a_second_and_heard(monkeypatch: pytest.Monke
             return super().get(key)
 
     clock, keys = [100.0], Counted()
-    monkeypatch.setattr(words.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(words, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     worker = Words("run-1", keys)
     assert not worker.asked_to_stop()
     Words("run-1", keys).ask_to_stop("it is late")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +31,11 @@ def watched(tmp_path: Path) -> Any:
     return trials._Watched(sweep, "a", Space())
 
 
+def own_time(sleep: Callable[[float], Any]) -> SimpleNamespace:
+    """The module's time alone: threads of a Ray that other tests have here sleep as well."""
+    return SimpleNamespace(monotonic=time.monotonic, sleep=sleep)
+
+
 @pytest.fixture
 def run(s3: S3Server) -> ObjectFolder:
     found = place(s3.url("stairs/runs/s/runs/a"))
@@ -39,7 +46,7 @@ def run(s3: S3Server) -> ObjectFolder:
 
 def test_a_trial_waits_for_a_store_that_is_away_and_then_has_what_is_there(watched, run, s3, monkeypatch, caplog):
     waits: list[float] = []
-    monkeypatch.setattr(trials.time, "sleep", waits.append)
+    monkeypatch.setattr(trials, "time", own_time(waits.append))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3.misbehave("GET", "stairs", status(500, "InternalError"), times=6)  # a listing names the bucket alone
     with caplog.at_level(logging.WARNING):
@@ -54,7 +61,7 @@ def test_a_trial_that_waits_for_the_store_ends_with_the_sweep(watched, run, monk
         raise UnreachableError("the store is away")
 
     monkeypatch.setattr(trials, "follow", away)
-    monkeypatch.setattr(trials.time, "sleep", lambda _: watched.sweep.ask_to_stop(ALL, "Ctrl-C"))
+    monkeypatch.setattr(trials, "time", own_time(lambda _: watched.sweep.ask_to_stop(ALL, "Ctrl-C")))
     assert not watched.bring(run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def test_the_default_is_the_folder_of_runs_and_watching_repeats(tmp_path: Path, 
         if len(rested) == 2:
             raise Enough
 
-    monkeypatch.setattr(job.time, "sleep", rest)
+    monkeypatch.setattr(job, "time", SimpleNamespace(sleep=rest))  # threads of other tests sleep too
     with pytest.raises(Enough):
         job.main(["runs", "--watch"])
     assert capsys.readouterr().out == "  mine  finished  4/4\n" * 2
