@@ -27,8 +27,9 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from stairstep.records import Claim, StopFlag
+from stairstep.records.copies import told_as
 from stairstep.records.places import is_url
-from stairstep.settings import InputError, UnreachableError, to_plain
+from stairstep.settings import UnreachableError, to_plain
 from stairstep.tasks import ClusterSettings, Recipe
 from stairstep.tasks.opening import Finished
 from stairstep.training import Outcome
@@ -299,10 +300,8 @@ def _one_driver(seen: SeenRun) -> Iterator[tuple[Path, bool]]:
     storage = path.parent / ".ray" / path.name
     unclean = storage.exists()
     storage.mkdir(parents=True, exist_ok=True)
-    try:
+    with told_as(storage.resolve(), seen.folder.where):
         claim = Claim(storage)
-    except InputError as error:
-        raise InputError(str(error).replace(str(storage.resolve()), seen.folder.where)) from None
     with claim:
         for left in storage.iterdir():
             if left.name != ".lock":
